@@ -1,0 +1,71 @@
+"""The steps of a run as a table: what each takes, from whom, and what decides its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One row of the plan."""
+
+    name: str
+    function: str
+    """Dotted name of the stage function, or the configuration key that holds it (`data.stage`)."""
+    settings: tuple[str, ...]
+    """Configuration given to the function by position: names of groups or of root keys."""
+    upstream: tuple[str, ...]
+    """Steps whose artifacts the function takes as keywords."""
+    artifact: str
+    """Class of the artifact in stages.artifacts; its keyword is `keyword`."""
+    keyword: str
+    """Name under which a later stage takes this step's artifact."""
+    libraries: tuple[str, ...]
+    """Distributions whose version is part of the key, because it decides the result."""
+    tensors: bool
+    """Needs MLX; its key then holds device, dtype and BLAS kernel."""
+    cadence: frozenset[str] = frozenset()
+    """Keys that change no result and are not part of the key."""
+
+
+_PREPARE_LIBRARIES = ("tokenizers", "transformers", "jinja2")
+_MLX_LIBRARIES = ("mlx", "mlx-lm")
+
+TABLE: tuple[Step, ...] = (
+    Step(
+        name="model",
+        function="stages.models.materialize.materialize",
+        settings=("model",),
+        upstream=(),
+        artifact="BaseModel",
+        keyword="model",
+        libraries=(*_MLX_LIBRARIES, "tokenizers"),
+        tensors=True,
+    ),
+    Step(
+        name="prepare",
+        function="data.stage",
+        settings=("data", "seed"),
+        upstream=("model",),
+        artifact="Prepared",
+        keyword="prepared",
+        libraries=_PREPARE_LIBRARIES,
+        tensors=False,
+    ),
+    Step(
+        name="train",
+        function="lora.stage",
+        settings=("lora", "optimizer", "train", "seed"),
+        upstream=("model", "prepare"),
+        artifact="Adapter",
+        keyword="adapter",
+        libraries=_MLX_LIBRARIES,
+        tensors=True,
+        cadence=frozenset({"train.log_every"}),
+    ),
+)
+"""In the order in which they run. `model` is implied: it makes the base ready where the
+configuration names one that does not lie ready on disk (built, converted or quantized)."""
+
+STEPS: tuple[str, ...] = tuple(step.name for step in TABLE if step.name != "model")
+"""The names that the key `stages` may list."""

@@ -1,0 +1,236 @@
+"""The dataclass of every configuration group that a stage takes.
+
+Settings are flat: text, numbers, booleans, None, or tuples of these. A field that an option does
+not use is None there, and setting it is refused. Ranges are checked here, so a wrong value never
+reaches a stage. The string under a field is its documentation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
+
+from stages.errors import SettingError
+
+S = TypeVar("S")
+
+
+def _check(condition: bool, key: str, found: object, expected: str) -> None:
+    if not condition:
+        raise SettingError(key, f"found {found!r}, expected {expected}")
+
+
+def _check_option(settings: Any, group: str, option: str, used: frozenset[str]) -> None:
+    """Require the fields in `used` and refuse the group's other fields that default to None."""
+    for spec in fields(settings):
+        value = getattr(settings, spec.name)
+        key = f"{group}.{spec.name}"
+        if spec.name in used and value is None:
+            raise SettingError(key, f"found null, but {option} needs it", f"set {key}")
+        if spec.default is None and spec.name not in used and value is not None:
+            mend = f"leave {key} out"
+            raise SettingError(key, f"found {value!r}, but {option} does not use it", mend)
+
+
+@dataclass(kw_only=True, slots=True)
+class Model:
+    """Which base model, and in which form."""
+
+    path: str
+    """`tiny` (embedded), a hub repository such as `Qwen/Qwen3-0.6B`, or a local directory."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null takes `main` and records the commit it resolved to."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type to compute in; null takes float32 on a CPU and the stored type on a GPU."""
+    quantization: int | None = None
+    """Bits per weight to quantize to when loading (2, 3, 4, 5, 6 or 8); null keeps the weights."""
+    group_size: int | None = None
+    """Weights that share one scale when quantizing (32, 64 or 128); null takes 64."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.path.strip()), "model.path", self.path, "a name or a directory")
+        bits = (None, 2, 3, 4, 5, 6, 8)
+        _check(self.quantization in bits, "model.quantization", self.quantization, "2-6 or 8 bits")
+        _check(self.group_size in (None, 32, 64, 128), "model.group_size", self.group_size,
+               "32, 64 or 128")  # fmt: skip
+        if self.group_size is not None and self.quantization is None:
+            raise SettingError("model.group_size", f"found {self.group_size}, but nothing is "
+                               "quantized", "set model.quantization too")  # fmt: skip
+        if self.path == "tiny" and self.revision is not None:
+            raise SettingError("model.revision", f"found {self.revision!r}, but tiny has none",
+                               "leave model.revision out")  # fmt: skip
+
+
+@dataclass(kw_only=True, slots=True)
+class Data:
+    """Which rows to train on, and which of their tokens."""
+
+    stage: str
+    """Function that prepares the rows, by its dotted name under `stages.`."""
+    path: str
+    """`samples` (bundled conversations), a JSONL file, or a folder with train.jsonl and, if they
+    exist, valid.jsonl and test.jsonl."""
+    format: Literal["chat", "text"]
+    """chat: rows with `messages`; text: rows with `text`."""
+    supervise: Literal["assistant", "all"]
+    """Which tokens are trained: those of every assistant turn, or all."""
+    max_seq_length: int
+    """Longest row in tokens."""
+    overlong: Literal["drop", "error"]
+    """What happens to a longer row: it is dropped and counted, or the stage stops and names it."""
+    valid_fraction: float
+    """Share of the rows held out for validation where no valid.jsonl is given."""
+    test_fraction: float
+    """Share of the rows held out for testing where no test.jsonl is given."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.path.strip()), "data.path", self.path, "a file, a folder or `samples`")
+        _check(self.max_seq_length >= 2, "data.max_seq_length", self.max_seq_length, "at least 2")
+        for name in ("valid_fraction", "test_fraction"):
+            value = getattr(self, name)
+            _check(0 <= value < 1, f"data.{name}", value, "0 or more and less than 1")
+        both = self.valid_fraction + self.test_fraction
+        _check(both < 1, "data.test_fraction", self.test_fraction,
+               "less than 1 together with data.valid_fraction")  # fmt: skip
+        if self.format == "text" and self.supervise == "assistant":
+            raise SettingError("data.supervise", "found 'assistant', but text rows have no turns",
+                               "set data.supervise=all")  # fmt: skip
+
+
+_ADAPTER = frozenset({"rank", "alpha", "dropout", "targets"})
+
+
+@dataclass(kw_only=True, slots=True)
+class Lora:
+    """What is trained on top of the frozen base."""
+
+    stage: str
+    """Function that trains, by its dotted name under `stages.`."""
+    type: Literal["lora", "rslora"]
+    """lora scales by alpha/rank; rslora by alpha/sqrt(rank)."""
+    rank: int | None = None
+    """Width of the adapter matrices."""
+    alpha: float | None = None
+    """Strength: the update is scaled by alpha/rank (rslora: alpha/sqrt(rank))."""
+    dropout: float | None = None
+    """Share of the adapter's inputs set to zero while training."""
+    targets: tuple[str, ...] | None = None
+    """Linear layers to adapt, as patterns matched against the end of their path inside a block
+    (`q_proj`, `self_attn.*`); `*` takes every linear layer of the block."""
+    num_layers: int | None
+    """Adapt only the last so many blocks; null takes all."""
+
+    def __post_init__(self) -> None:
+        _check_option(self, "lora", f"lora.type={self.type}", _ADAPTER)
+        _check(self.rank is None or self.rank >= 1, "lora.rank", self.rank, "at least 1")
+        _check(self.alpha is None or self.alpha > 0, "lora.alpha", self.alpha, "more than 0")
+        _check(self.dropout is None or 0 <= self.dropout < 1, "lora.dropout", self.dropout,
+               "0 or more and less than 1")  # fmt: skip
+        _check(self.targets is None or len(self.targets) > 0, "lora.targets", self.targets,
+               "at least one pattern")  # fmt: skip
+        _check(self.num_layers is None or self.num_layers >= 1, "lora.num_layers", self.num_layers,
+               "at least 1, or null for all")  # fmt: skip
+
+
+_OPTIMIZER_FIELDS: dict[str, frozenset[str]] = {
+    "adamw": frozenset({"betas", "eps", "weight_decay"}),
+    "adam": frozenset({"betas", "eps"}),
+    "sgd": frozenset({"momentum", "nesterov", "weight_decay"}),
+    "lion": frozenset({"betas", "weight_decay"}),
+    "muon": frozenset({"momentum", "nesterov", "weight_decay"}),
+    "adafactor": frozenset({"eps", "weight_decay"}),
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class Optimizer:
+    """How the trained weights move."""
+
+    name: Literal["adamw", "adam", "sgd", "lion", "muon", "adafactor"]
+    learning_rate: float
+    """Peak learning rate, reached after the warm-up."""
+    schedule: Literal["cosine", "linear", "constant"]
+    """Course of the learning rate after the warm-up."""
+    warmup_fraction: float
+    """Share of all steps in which the learning rate rises linearly from near 0."""
+    final_fraction: float | None = None
+    """Learning rate of the last step as a share of the peak; constant does not use it."""
+    max_grad_norm: float | None
+    """Global gradient norm above which gradients are scaled down; null never clips."""
+    betas: tuple[float, float] | None = None
+    """Decay of the first and of the second moment (lion: of the update and of its momentum)."""
+    eps: float | None = None
+    """Added to the denominator (adafactor: to the squared gradient)."""
+    weight_decay: float | None = None
+    """Decoupled decay of the trained weights (sgd: L2 added to the gradient)."""
+    momentum: float | None = None
+    """Share of the last update kept."""
+    nesterov: bool | None = None
+    """Look ahead along the momentum."""
+
+    def __post_init__(self) -> None:
+        used = _OPTIMIZER_FIELDS[self.name]
+        if self.schedule != "constant":
+            used = used | {"final_fraction"}
+        what = f"optimizer.name={self.name}, optimizer.schedule={self.schedule}"
+        _check_option(self, "optimizer", what, used)
+        _check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "more than 0")
+        _check(self.max_grad_norm is None or self.max_grad_norm > 0, "optimizer.max_grad_norm",
+               self.max_grad_norm, "more than 0, or null to never clip")  # fmt: skip
+        _check(self.eps is None or self.eps > 0, "optimizer.eps", self.eps, "more than 0")
+        _check(self.weight_decay is None or self.weight_decay >= 0, "optimizer.weight_decay",
+               self.weight_decay, "0 or more")  # fmt: skip
+        _check(self.betas is None or all(0 <= beta < 1 for beta in self.betas), "optimizer.betas",
+               self.betas, "two numbers of 0 or more and less than 1")  # fmt: skip
+        for name in ("warmup_fraction", "final_fraction", "momentum"):
+            value = getattr(self, name)
+            _check(value is None or 0 <= value < 1, f"optimizer.{name}", value,
+                   "0 or more and less than 1")  # fmt: skip
+
+
+@dataclass(kw_only=True, slots=True)
+class Train:
+    """How long and in which portions the rows are seen."""
+
+    epochs: int
+    """Times every training row is seen."""
+    steps: int | None = None
+    """Optimizer steps to stop after, whatever the epochs; null goes by epochs."""
+    batch_size: int
+    """Rows in one forward and backward pass."""
+    grad_accumulation_steps: int
+    """Passes whose gradients make one step; the effective batch is batch_size times this."""
+    validations_per_epoch: int
+    """Times per epoch that the validation loss is measured; the best adapter is kept."""
+    log_every: int
+    """Steps between two log lines; changes nothing that is trained."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "grad_accumulation_steps", "validations_per_epoch",
+                     "log_every"):  # fmt: skip
+            value = getattr(self, name)
+            _check(value >= 1, f"train.{name}", value, "at least 1")
+        _check(self.steps is None or self.steps >= 1, "train.steps", self.steps, "at least 1")
+
+
+GROUPS: dict[str, type[Any]] = {
+    "model": Model,
+    "data": Data,
+    "lora": Lora,
+    "optimizer": Optimizer,
+    "train": Train,
+}
+"""Every group that a stage takes, by the name it has in the configuration."""
+
+
+def from_values(group: str, values: Mapping[str, Any]) -> Any:
+    """Build the settings of `group` from plain values, as they arrive over JSON (lists: tuples)."""
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return GROUPS[group](**plain)
+
+
+def is_stage_name(name: str) -> bool:
+    """Tell whether `name` has the form of a function under `stages.`."""
+    return re.fullmatch(r"stages(\.[A-Za-z_][A-Za-z0-9_]*){2,}", name) is not None
