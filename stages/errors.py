@@ -29,11 +29,11 @@ class InputError(StageError):
     """Refuse data, a model directory or another file from outside."""
 
 
-class EnvironmentFailure(StageError):  # noqa: N818 - the field calls it a failure, not an error
+class EnvironmentFailure(StageError):
     """Report a machine that cannot do the work: memory, disk, network, a missing package."""
 
 
-class StopRequested(StageError):  # noqa: N818 - stopping on request is no error
+class StopRequested(StageError):
     """End a stage early because the run was asked to stop."""
 
     def __init__(self) -> None:
