@@ -11,7 +11,7 @@ class Step:
 
     name: str
     function: str
-    """Dotted name of the stage function, or the configuration key that holds it (`data.stage`)."""
+    """Configuration key that holds the stage function's dotted name, or that name itself."""
     settings: tuple[str, ...]
     """Configuration given to the function by position: names of groups or of root keys."""
     upstream: tuple[str, ...]
@@ -24,8 +24,11 @@ class Step:
     """Distributions whose version is part of the key, because it decides the result."""
     tensors: bool
     """Needs MLX; its key then holds device, dtype and BLAS kernel."""
-    cadence: frozenset[str] = frozenset()
-    """Keys that change no result and are not part of the key."""
+    unkeyed: frozenset[str] = frozenset()
+    """Configuration keys that stay out of the key: they decide no byte of the result, or what
+    they name (a file's content, a commit, a function, a type) stands there itself."""
+    tokenizer_only: bool = False
+    """Reads the base's tokenizer but not its weights, so a change of weights keeps its result."""
 
 
 _PREPARE_LIBRARIES = ("tokenizers", "transformers", "jinja2")
@@ -41,6 +44,7 @@ TABLE: tuple[Step, ...] = (
         keyword="model",
         libraries=(*_MLX_LIBRARIES, "tokenizers"),
         tensors=True,
+        unkeyed=frozenset({"model.path", "model.revision", "model.dtype"}),
     ),
     Step(
         name="prepare",
@@ -51,6 +55,8 @@ TABLE: tuple[Step, ...] = (
         keyword="prepared",
         libraries=_PREPARE_LIBRARIES,
         tensors=False,
+        unkeyed=frozenset({"data.path", "data.stage"}),
+        tokenizer_only=True,
     ),
     Step(
         name="train",
@@ -61,7 +67,7 @@ TABLE: tuple[Step, ...] = (
         keyword="adapter",
         libraries=_MLX_LIBRARIES,
         tensors=True,
-        cadence=frozenset({"train.log_every"}),
+        unkeyed=frozenset({"lora.stage", "train.log_every"}),
     ),
 )
 """In the order in which they run. `model` is implied: it makes the base ready where the

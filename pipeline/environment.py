@@ -1,0 +1,117 @@
+"""Where the work runs: device, BLAS kernel, threads, versions; all found without MLX."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import Unable
+
+
+def device() -> str:
+    """Return the device MLX computes on: `gpu` with Metal or a CUDA wheel, else `cpu`."""
+    if sys.platform == "darwin":
+        return "gpu"
+    names = (found.metadata["Name"] or "" for found in distributions())
+    return "gpu" if any(name.lower().startswith("mlx-cuda") for name in names) else "cpu"
+
+
+def compute_dtype(wanted: str | None) -> str:
+    """Return the type to compute in: as wanted, else float32 on a CPU and `stored` on a GPU.
+
+    On a CPU, bfloat16 and float16 matrix products run 50 times slower than float32.
+    """
+    return wanted or ("float32" if device() == "cpu" else "stored")
+
+
+def cpu_count() -> int:
+    """Return the number of CPUs this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def blas_kernel() -> str | None:
+    """Return the OpenBLAS kernel for this CPU; None leaves the choice to OpenBLAS.
+
+    OpenBLAS falls back to its Haswell kernels on CPUs newer than itself, at half the speed.
+    """
+    if chosen := os.environ.get("OPENBLAS_CORETYPE"):
+        return chosen
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return None
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    return "SkylakeX" if "avx512f" in flags else "Haswell" if "avx2" in flags else None
+
+
+def worker_variables() -> dict[str, str]:
+    """Return the environment variables that must be set before the worker's Python starts."""
+    if sys.platform != "linux":
+        return {}
+    kernel = blas_kernel()
+    return {
+        "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", str(cpu_count())),
+        # Large arrays come and go each step: keep them in the heap instead of mapping anew.
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+        "MALLOC_TOP_PAD_": str(1 << 26),
+        "TOKENIZERS_PARALLELISM": "true",
+        **({"OPENBLAS_CORETYPE": kernel} if kernel else {}),
+    }
+
+
+def execution(dtype: str | None) -> dict[str, Any]:
+    """Return what of the machine decides the bytes of a result: part of a stage's key."""
+    facts: dict[str, Any] = {"device": device(), "dtype": compute_dtype(dtype)}
+    if sys.platform == "linux" and facts["device"] == "cpu":
+        facts["blas_kernel"] = blas_kernel() or platform.machine()
+        facts["blas_threads"] = int(worker_variables()["OPENBLAS_NUM_THREADS"])
+    return facts
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str | None]:
+    """Return the installed version of each distribution, None where it is missing."""
+    found: dict[str, str | None] = {}
+    for name in libraries:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def require_mlx() -> None:
+    """Raise `Unable` with the package to install where MLX or its back end is missing."""
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        needed, back_ends = "pip install mlx mlx-lm", ("mlx-metal",)
+    elif sys.platform == "linux":
+        needed, back_ends = (
+            "pip install 'mlx[cpu]' mlx-lm",
+            ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13"),
+        )
+    else:
+        what = f"MLX does not run on {sys.platform} {platform.machine()}"
+        raise Unable("mlx", what, "use a Mac with Apple silicon, or Linux")
+    missing = [name for name, found in versions(("mlx", "mlx-lm")).items() if found is None]
+    if not missing and not any(versions(back_ends).values()):
+        missing = [back_ends[0]]
+    if missing:
+        raise Unable(missing[0], "is not installed, and this stage computes with it", needed)
+
+
+def describe() -> dict[str, Any]:
+    """Return what `run.json` records of this machine and its software."""
+    libraries = ("mlx", "mlx-lm", "transformers", "tokenizers", "hydra-core", "mlx-lora-pipeline")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "execution": execution(None),
+        "versions": versions(libraries),
+    }

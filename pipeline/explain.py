@@ -1,0 +1,147 @@
+"""The dry run: what would run or be reused, why, and what it is likely to cost; writes nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipeline import environment, keys
+from pipeline.errors import Unable
+from pipeline.keys import Planned
+from pipeline.parent import Parent
+from pipeline.schema import Config
+from pipeline.store import Entry, Store
+from pipeline.summary import age, render
+from pipeline.terminal import duration
+
+COMPARED = 50
+"""How many earlier results of a stage are searched for the one most like this."""
+SHOWN_CHANGES = 3
+
+
+def explain(config: Config, *, parent: Parent | None = None) -> None:
+    """Print the plan of `config`, the data's counts, and a forecast of memory and time."""
+    plan = keys.make(config, parent)
+    store = Store(Path(config.outputs) / "store")
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("stage", "would", "key", "why"):
+        table.add_column(column)
+    entries: dict[str, Entry] = {}
+    for planned in plan.steps:
+        name = planned.step.name
+        if name == "model" and not plan.made_model:
+            table.add_row(name, "use", "-", f"{config.model.path} as it is")
+            continue
+        entry = store.find(name, planned.key)
+        if entry:
+            entries[name] = entry
+            why = f"made {age(entry.created)} in {duration(entry.seconds)}"
+            table.add_row(name, "reuse", planned.key[:8], why)
+        else:
+            table.add_row(name, "run", planned.key[:8], _why(planned, store))
+    lines = [render(table), "", *_data_lines(config, entries.get("prepare"))]
+    if "train" in config.stages and "train" not in entries:
+        lines += _forecast(config, store, plan.steps, entries.get("prepare"))
+    try:
+        environment.require_mlx()
+    except Unable as error:
+        lines.append(f"missing   {error}")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _why(planned: Planned, store: Store) -> str:
+    if planned.ingredients is None:
+        return "the parent run's result is gone from the store"
+    flat = flatten(planned.ingredients)
+    nearest: list[str] | None = None
+    for entry in islice(store.newest(planned.step.name), COMPARED):
+        found = changes(flatten(entry.ingredients), flat)
+        if nearest is None or len(found) < len(nearest):
+            nearest = found
+    if nearest is None:
+        return "never made"
+    more = len(nearest) - SHOWN_CHANGES
+    return ", ".join(nearest[:SHOWN_CHANGES]) + (f" and {more} more" if more > 0 else "")
+
+
+def flatten(ingredients: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested ingredients as one level of dotted names; settings keep their own names."""
+    flat: dict[str, Any] = {}
+    for name, value in ingredients.items():
+        dotted = name if prefix in ("", "settings.") else f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{dotted}."))
+        else:
+            flat[dotted] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs, as a person reads it: `lora.rank 8 → 16`; digests by name alone."""
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        opaque = any(isinstance(v, str) and len(v) == 64 for v in (old, new))
+        found.append(f"{name} changed" if opaque else f"{name} {old} → {new}")
+    return found
+
+
+def _data_lines(config: Config, prepared: Entry | None) -> list[str]:
+    if prepared:
+        counts = prepared.metrics
+        return [
+            f"data      {split}: {counts[f'prepare.{split}.rows']:,.0f} rows, "
+            f"{counts[f'prepare.{split}.tokens']:,.0f} tokens, "
+            f"{counts[f'prepare.{split}.supervised_tokens']:,.0f} supervised"
+            for split in ("train", "valid", "test")
+            if f"prepare.{split}.rows" in counts
+        ]
+    if config.data.path == "samples":
+        return ["data      the bundled conversations, not counted yet"]
+    place = Path(config.data.path).expanduser()
+    files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
+    return [f"data      {file}: {_line_count(file):,} lines, not tokenised yet" for file in files]
+
+
+def _line_count(path: Path) -> int:
+    with path.open("rb") as stream:
+        return sum(1 for line in stream if line.strip())
+
+
+def _forecast(
+    config: Config, store: Store, steps: tuple[Planned, ...], prepared: Entry | None
+) -> list[str]:
+    """Forecast from the newest training of the same base on this kind of machine, if any."""
+    model_key = next(p.key for p in steps if p.step.name == "model")
+    execution = environment.execution(config.model.dtype)
+    alike = (
+        entry
+        for entry in islice(store.newest("train"), COMPARED)
+        if entry.ingredients["upstream"].get("model") == model_key
+        and entry.ingredients["execution"] == execution
+    )
+    like = next(alike, None)
+    if like is None:
+        return ["forecast  none yet: this base was never trained here; train.steps=10 measures it"]
+    memory = like.peak_memory_bytes or 0
+    lines = [f"memory    about {memory / 2**30:.2f} GiB, as the last training of this base"]
+    if prepared:
+        tokens = prepared.metrics["prepare.train.tokens"] * config.train.epochs
+        if config.train.steps:
+            rows = (
+                config.train.steps * config.train.batch_size * config.train.grad_accumulation_steps
+            )
+            share = rows / (prepared.metrics["prepare.train.rows"] * config.train.epochs)
+            tokens *= min(1.0, share)
+        speed = like.metrics["train.tokens_per_second"]
+        lines.append(
+            f"time      about {duration(tokens / speed)} of training at {speed:,.0f} tok/s"
+        )
+    return lines

@@ -1,0 +1,150 @@
+"""The key of a stage: a digest of everything that decides the bytes of its result."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipeline import environment
+from pipeline.plan import Step
+from pipeline.schema import Config
+
+FORMAT = 1
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of `value` as canonical JSON: keys sorted, tuples as lists."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def ingredients(
+    step: Step, config: Config, *, model: Mapping[str, Any], inputs: Mapping[str, Any],
+    upstream: Mapping[str, str],
+) -> dict[str, Any]:  # fmt: skip
+    """Return what decides the result of `step`; `digest` of it is the step's key.
+
+    `model` is the identity of the base's files as this step reads them, `inputs` of other outside
+    files, `upstream` the keys of the steps before.
+    """
+    function = function_name(step, config)
+    made_of: dict[str, Any] = {
+        "format": FORMAT,
+        "stage": step.name,
+        "function": function,
+        "settings": {name: _settings(step, config, name) for name in step.settings},
+        "model": dict(model),
+        "inputs": dict(inputs),
+        "upstream": dict(upstream),
+        "code": code_digest(function),
+        "libraries": environment.versions(step.libraries),
+    }
+    if step.tensors:
+        made_of["execution"] = environment.execution(config.model.dtype)
+    return made_of
+
+
+def function_name(step: Step, config: Config) -> str:
+    """Return the dotted name of the function that does `step` in this configuration."""
+    if step.function.startswith("stages."):
+        return step.function
+    group, _, key = step.function.partition(".")
+    return str(getattr(getattr(config, group), key))
+
+
+def _settings(step: Step, config: Config, name: str) -> Any:
+    value = getattr(config, name)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return {k: v for k, v in asdict(value).items() if f"{name}.{k}" not in step.unkeyed}
+
+
+def code_digest(function: str) -> str:
+    """Return a digest of the module of `function` and all of `stages` that it imports, statically.
+
+    Comments, layout and docstrings do not count: only a change of meaning makes stages run anew.
+    """
+    return digest({name: _normalised(path) for name, path in sorted(_closure(function).items())})
+
+
+def _closure(function: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    waiting = [function.rpartition(".")[0]]
+    while waiting:
+        name = waiting.pop()
+        path = module_path(name)
+        if path is None or name in found:
+            continue
+        found[name] = path
+        waiting.append(name.rpartition(".")[0])
+        waiting.extend(_imports(path, name))
+    return found
+
+
+def module_path(name: str) -> Path | None:
+    """Return the source file of a module of `stages` without importing it; None if there is none."""
+    root = importlib.util.find_spec("stages")
+    if root is None or root.submodule_search_locations is None or name.split(".")[0] != "stages":
+        return None
+    base = Path(root.submodule_search_locations[0]).joinpath(*name.split(".")[1:])
+    candidates = (base / "__init__.py", base.parent / f"{base.name}.py")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+@cache
+def _imports(path: Path, module: str) -> tuple[str, ...]:
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    names: list[str] = []
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*start, *([node.module] if node.module else [])])
+            names += [source, *(f"{source}.{alias.name}" for alias in node.names)]
+    return tuple(names)
+
+
+@cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes())
+
+
+@cache
+def _normalised(path: Path) -> str:
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_text(node: ast.AST) -> bool:
+    """Tell a docstring, of a module, class, function or field, from a statement."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def data_identity(path: str) -> dict[str, Any]:
+    """Return what identifies the rows at `data.path`: the digest of each file's bytes."""
+    if path == "samples":
+        return {"samples": True}
+    place = Path(path).expanduser()
+    files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
+    return {file.name: _file_digest(file) for file in files}
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

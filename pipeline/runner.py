@@ -1,0 +1,259 @@
+"""Run the planned steps: reuse what the store holds, let the worker make the rest, record all."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pipeline import environment, hub, keys, summary
+from pipeline.errors import Interrupted, PipelineError, Refused
+from pipeline.keys import Plan, Planned
+from pipeline.metrics import MetricsFile
+from pipeline.parent import Parent
+from pipeline.process import Event, WorkerProcess
+from pipeline.record import RunRecord
+from pipeline.schema import Config
+from pipeline.store import Entry, Store
+from pipeline.terminal import LiveLine, live_line
+
+log = logging.getLogger("pipeline")
+
+GRACE_SECONDS = 30
+"""How long a stage may take to reach a safe point after the first Ctrl-C."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run came to."""
+
+    directory: Path
+    status: str
+    metrics: dict[str, float]
+
+
+class Run:
+    """One run in progress: its record, its store, and the worker once a stage needs it."""
+
+    def __init__(self, config: Config, plan: Plan, record: RunRecord, line: LiveLine | None):
+        self.config = config
+        self.plan = plan
+        self.record = record
+        self.line = line
+        self.store = Store(Path(config.outputs) / "store")
+        self.metrics = MetricsFile(record.directory / "metrics.jsonl")
+        self.handed_over: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.worker: WorkerProcess | None = None
+        self.stop_signal: int | None = None
+
+    def execute(self) -> None:
+        """Go through the plan."""
+        self._check_upstream()
+        for planned in self.plan.steps:
+            if planned.step.name == "model" and not self.plan.made_model:
+                self._use_model_directory()
+                continue
+            self._stage(planned)
+
+    def _check_upstream(self) -> None:
+        for planned in self.plan.steps:
+            name = planned.step.name
+            if planned.selected or name == "model" or self.store.find(name, planned.key):
+                continue
+            wanted = ",".join([name, *self.config.stages])
+            found = f"needs the result of {name}, which has not been made for this configuration"
+            raise Refused("stages", found, f"add it: 'stages=[{wanted}]'")
+
+    def _use_model_directory(self) -> None:
+        directory = hub.download(self.config.model, self.plan.source, log.info)
+        dtype = environment.compute_dtype(self.config.model.dtype)
+        fields = {"directory": str(directory.resolve()), "dtype": dtype}
+        self.handed_over["model"] = ("BaseModel", fields)
+
+    def _stage(self, planned: Planned) -> None:
+        step, key = planned.step, planned.key
+        with self.store.lock(step.name, key, on_wait=self._say_waiting, stop=self._stopping):
+            entry = self.store.find(step.name, key)
+            reused = entry is not None
+            if entry is None:
+                entry = self._make(planned)
+        self._hand_over(planned, entry)
+        self.record.stage(step.name, key, "reused" if reused else "ran", entry)
+        if reused:
+            self.metrics.copy(entry.history, step.name)
+        log.info("%s", summary.stage_line(entry, reused))
+
+    def _make(self, planned: Planned) -> Entry:
+        step = planned.step
+        if step.tensors:
+            environment.require_mlx()
+        staging = self.store.stage_directory(step.name, planned.key)
+        started = time.monotonic()
+        self.metrics.begin(step.name, staging / "metrics.jsonl")
+        try:
+            done = self._worker().run(self._request(planned, staging), self._on_event)
+        except PipelineError as error:
+            self.record.stage(step.name, planned.key, "failed", None)
+            if self.stop_signal is not None:
+                raise Interrupted(self.stop_signal) from None
+            raise error from None
+        finally:
+            self.metrics.end()
+            if self.line:
+                self.line.clear()
+        if self.stop_signal is not None:
+            raise Interrupted(self.stop_signal)
+        return self.store.commit(
+            staging,
+            step.name,
+            planned.key,
+            ingredients=planned.ingredients or {},
+            metrics=done["metrics"],
+            seconds=time.monotonic() - started,
+            peak_memory_bytes=done["peak_memory_bytes"],
+        )
+
+    def _request(self, planned: Planned, out: Path) -> dict[str, Any]:
+        step = planned.step
+        extra: dict[str, Any] = {}
+        if step.name == "model":
+            source = None
+            if self.plan.source.kind != "tiny":
+                source = str(hub.download(self.config.model, self.plan.source, log.info).resolve())
+            extra = {
+                "source": source,
+                "dtype": environment.compute_dtype(self.config.model.dtype),
+            }
+        values = {name: getattr(self.config, name) for name in step.settings}
+        upstream = {planned.step.name: planned.step.keyword for planned in self.plan.steps}
+        return {
+            "stage": step.name,
+            "function": planned.function,
+            "tensors": step.tensors,
+            "settings": [
+                (
+                    name,
+                    asdict(value) if is_dataclass(value) and not isinstance(value, type) else value,
+                )
+                for name, value in values.items()
+            ],
+            "handed_over": {
+                upstream[name]: self.handed_over[upstream[name]] for name in step.upstream
+            },
+            "extra": extra,
+            "out": str(out.resolve()),
+        }
+
+    def _hand_over(self, planned: Planned, entry: Entry) -> None:
+        fields: dict[str, Any] = {
+            "directory": str(entry.directory.resolve()),
+            "metrics": entry.metrics,
+        }
+        if planned.step.artifact == "BaseModel":
+            fields["dtype"] = environment.compute_dtype(self.config.model.dtype)
+        self.handed_over[planned.step.keyword] = (planned.step.artifact, fields)
+
+    def _worker(self) -> WorkerProcess:
+        if self.worker is None:
+            self.worker = WorkerProcess(self.record.directory / "pipeline.log")
+        return self.worker
+
+    def _on_event(self, event: Event) -> None:
+        if event["event"] == "log":
+            log.info("%s", event["message"])
+        elif event["event"] == "metrics":
+            self.metrics.add(event["step"], event["values"])
+        elif self.line:
+            self.line.show(self.metrics.stage, event["done"], event["total"], event["fields"])
+
+    def _say_waiting(self, holder: str) -> None:
+        log.info("waiting for %s, which is making the same result", holder)
+
+    def _stopping(self) -> bool:
+        return self.stop_signal is not None
+
+    def on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """End at the next safe point on the first signal, at once on the second."""
+        if self.stop_signal is not None:
+            if self.worker:
+                self.worker.kill()
+            return
+        self.stop_signal = number
+        if self.worker:
+            log.info("stopping at the next safe point; once more stops at once")
+            self.worker.request_stop()
+            signal.signal(signal.SIGALRM, self.on_signal)
+            signal.alarm(GRACE_SECONDS)
+
+
+@contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    watched = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handler) for number in watched}
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def execute(
+    config: Config,
+    *,
+    directory: Path,
+    command: list[str],
+    parent: Parent | None = None,
+    trial: int | None = None,
+) -> Outcome:
+    """Run the configuration in `directory`, record it there and say what came out.
+
+    Raises a `PipelineError` for whatever ended the run; its record says so too.
+    """
+    plan = keys.make(config, parent)
+    with ExitStack() as stack:
+        record = stack.enter_context(
+            RunRecord.start(
+                directory,
+                config=asdict(config),
+                command=command,
+                parent=str(parent.directory) if parent else None,
+                trial=trial,
+                model=_model_record(plan, config),
+                environment=environment.describe(),
+            )
+        )
+        line = stack.enter_context(live_line())
+        run = Run(config, plan, record, line)
+        try:
+            with _signals(run.on_signal):
+                run.execute()
+        except PipelineError as error:
+            status = "interrupted" if isinstance(error, Interrupted) else "failed"
+            record.finish(status, error=f"{error.where}: {error.found}")
+            raise
+        except BaseException as error:
+            record.finish("failed", error=repr(error))
+            raise
+        finally:
+            if run.worker:
+                run.worker.close()
+        record.finish("succeeded")
+        summary.show(record)
+    return Outcome(directory=directory, status="succeeded", metrics=record.metrics)
+
+
+def _model_record(plan: Plan, config: Config) -> dict[str, Any]:
+    made = next((p.key for p in plan.steps if p.step.name == "model"), None)
+    return {
+        "path": config.model.path,
+        "kind": plan.source.kind,
+        "commit": plan.source.commit,
+        "key": made,
+    }

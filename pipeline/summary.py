@@ -1,0 +1,83 @@
+"""The lines and tables that say what a run did and what came out."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import shutil
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.record import RunRecord
+from pipeline.store import Entry
+from pipeline.terminal import duration
+
+log = logging.getLogger("pipeline")
+
+SHOWN = (
+    ("train.loss", "training loss, last epoch", "{:.4f}"),
+    ("valid.loss_before", "validation loss before", "{:.4f}"),
+    ("valid.loss", "validation loss of the kept adapter", "{:.4f}"),
+    ("train.steps", "steps", "{:,.0f}"),
+    ("train.best_step", "step of the kept adapter", "{:,.0f}"),
+    ("train.trainable_parameters", "trained parameters", "{:,.0f}"),
+    ("train.supervised_tokens", "supervised tokens", "{:,.0f}"),
+    ("train.tokens_per_second", "tokens per second", "{:,.0f}"),
+    ("train.padding_fraction", "padding computed", "{:.1%}"),
+)
+
+
+def stage_line(entry: Entry, reused: bool) -> str:
+    """Return the one line of a finished stage: what happened, its key, and what it cost."""
+    cost = duration(entry.seconds)
+    what = f"made {age(entry.created)} in {cost}" if reused else f"in {cost}"
+    return f"{entry.stage:<9} {'reused' if reused else 'ran':<7} {entry.key[:8]}  {what}"
+
+
+def age(created: str) -> str:
+    """Return how long ago an ISO time was, as a person says it."""
+    then = datetime.fromisoformat(created)
+    seconds = (datetime.now(then.tzinfo) - then).total_seconds()
+    if seconds < 5:
+        return "just now"
+    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {name}{'s' if count > 1 else ''} ago"
+    return f"{int(seconds)} seconds ago"
+
+
+def show(record: RunRecord) -> None:
+    """Log the table of figures and, as the last line, where the run lies."""
+    rows = [(text, form.format(record.metrics[name])) for name, text, form in SHOWN
+            if name in record.metrics]  # fmt: skip
+    if record.peak_memory_bytes and any(name.startswith("train.") for name in record.metrics):
+        rows.append(("peak memory", f"{record.peak_memory_bytes / 2**30:.2f} GiB"))
+    if rows:
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column()
+        table.add_column(justify="right")
+        for row in rows:
+            table.add_row(*row)
+        log.info("\n%s", render(table))
+    log.info("run: %s", shown_path(record.directory))
+
+
+def shown_path(path: Path) -> str:
+    """Return `path` as a person would type it here: relative where it lies below."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def render(table: Any) -> str:
+    """Return a rich renderable as text, in colour where standard output is a terminal."""
+    target = io.StringIO()
+    width = max(shutil.get_terminal_size((100, 24)).columns, 60)
+    Console(file=target, width=width, force_terminal=sys.stdout.isatty()).print(table)
+    return target.getvalue().rstrip("\n")
