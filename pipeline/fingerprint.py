@@ -89,7 +89,7 @@ def _closure(function: str) -> dict[str, Path]:
 
 
 def module_path(name: str) -> Path | None:
-    """Return the source file of a module of `stages` without importing it; None if there is none."""
+    """Return the source file of a module of `stages` without importing it, None without one."""
     root = importlib.util.find_spec("stages")
     if root is None or root.submodule_search_locations is None or name.split(".")[0] != "stages":
         return None

@@ -1,4 +1,4 @@
-"""Turn a configuration into planned steps, each with its key: what the run will ask the store for."""
+"""Turn a configuration into planned steps, each with the key it has in the store."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Plan:
     source: Source
     """Where the base model comes from."""
     made_model: bool
-    """The base must be made (built, quantized) before use; otherwise its directory is used as is."""
+    """The base must be made (built, quantized) before use; else its directory is used as is."""
 
 
 def make(config: Config, parent: Parent | None) -> Plan:

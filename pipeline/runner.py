@@ -78,6 +78,7 @@ class Run:
 
     def _stage(self, planned: Planned) -> None:
         step, key = planned.step, planned.key
+        self._check_stop()
         with self.store.lock(step.name, key, on_wait=self._say_waiting, stop=self._stopping):
             entry = self.store.find(step.name, key)
             reused = entry is not None
@@ -98,17 +99,14 @@ class Run:
         self.metrics.begin(step.name, staging / "metrics.jsonl")
         try:
             done = self._worker().run(self._request(planned, staging), self._on_event)
-        except PipelineError as error:
+        except PipelineError:
             self.record.stage(step.name, planned.key, "failed", None)
-            if self.stop_signal is not None:
-                raise Interrupted(self.stop_signal) from None
-            raise error from None
+            raise
         finally:
             self.metrics.end()
             if self.line:
                 self.line.clear()
-        if self.stop_signal is not None:
-            raise Interrupted(self.stop_signal)
+        self._check_stop()
         return self.store.commit(
             staging,
             step.name,
@@ -178,6 +176,10 @@ class Run:
     def _stopping(self) -> bool:
         return self.stop_signal is not None
 
+    def _check_stop(self) -> None:
+        if self.stop_signal is not None:
+            raise Interrupted(self.stop_signal)
+
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """End at the next safe point on the first signal, at once on the second."""
         if self.stop_signal is not None:
@@ -235,8 +237,10 @@ def execute(
             with _signals(run.on_signal):
                 run.execute()
         except PipelineError as error:
-            status = "interrupted" if isinstance(error, Interrupted) else "failed"
-            record.finish(status, error=f"{error.where}: {error.found}")
+            if run.stop_signal is not None:
+                record.finish("interrupted")
+                raise Interrupted(run.stop_signal) from None
+            record.finish("failed", error=f"{error.where}: {error.found}")
             raise
         except BaseException as error:
             record.finish("failed", error=repr(error))

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TextIO
 
 LABELS = {
     "loss": "loss {:.3f}",
@@ -93,7 +93,11 @@ def live_line() -> Iterator[LiveLine | None]:
         yield None
         return
     line = LiveLine(sys.stdout)
-    handlers = [h for h in logging.getLogger().handlers if _writes_to_stdout(h)]
+    handlers = [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout
+    ]
     for handler in handlers:
         handler.setStream(line)
     try:
@@ -102,7 +106,3 @@ def live_line() -> Iterator[LiveLine | None]:
         line.clear()
         for handler in handlers:
             handler.setStream(sys.stdout)
-
-
-def _writes_to_stdout(handler: logging.Handler) -> Any:
-    return isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout
