@@ -100,6 +100,7 @@ class Run:
         try:
             done = self._worker().run(self._request(planned, staging), self._on_event)
         except PipelineError:
+            self.store.discard(staging)
             self.record.stage(step.name, planned.key, "failed", None)
             raise
         finally:

@@ -1,0 +1,176 @@
+"""The worker does what it is asked, says what went wrong, and never outlives its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import Broken, Interrupted, Refused, Unable
+from pipeline.process import WorkerProcess
+
+STAGES = """
+import os, sys, time
+from stages.artifacts import Prepared
+from stages.errors import InputError, StopRequested
+
+def good(data, seed, *, report, out):
+    print("noise on standard output")
+    report.log(f"seed {seed}")
+    report.metrics(3, {"train.loss": 0.5})
+    report.progress(3, 4, {"loss": 0.5})
+    (out / "file").write_text(data.path)
+    return Prepared(directory=out, metrics={"rows": 2.0})
+
+def refuses(*, report, out):
+    raise InputError("rows.jsonl:3", "found no messages", "add them")
+
+def breaks(*, report, out):
+    return 1 / 0
+
+def waits(*, report, out):
+    report.log(str(os.getpid()))
+    while not report.stop_requested():
+        time.sleep(0.01)
+    raise StopRequested
+
+def hangs(*, report, out):
+    report.log(str(os.getpid()))
+    time.sleep(600)
+"""
+DATA = {
+    "stage": "s", "path": "samples", "format": "chat", "supervise": "all", "max_seq_length": 8,
+    "overlong": "drop", "valid_fraction": 0.1, "test_fraction": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerProcess]:
+    (tmp_path / "made_up.py").write_text(STAGES)
+    paths = [str(tmp_path), str(Path(__file__).parents[2])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    process = WorkerProcess(tmp_path / "log")
+    yield process
+    process.close()
+
+
+def request(tmp_path: Path, name: str, *settings: tuple[str, Any]) -> dict[str, Any]:
+    return {
+        "stage": name, "function": f"made_up.{name}", "tensors": False, "settings": settings,
+        "handed_over": {}, "extra": {}, "out": str(tmp_path),
+    }  # fmt: skip
+
+
+def gone(pid: int, within_seconds: float) -> bool:
+    deadline = time.monotonic() + within_seconds
+    while time.monotonic() < deadline:
+        stat = Path(f"/proc/{pid}/stat")
+        try:
+            if (
+                stat.parent.parent.is_dir()
+                and stat.read_text().rpartition(")")[2].split()[0] == "Z"
+            ):
+                return True
+            os.kill(pid, 0)
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_stage_gets_settings_and_reports(worker: WorkerProcess, tmp_path: Path) -> None:
+    """Settings arrive typed, every event arrives, and stray prints do not disturb them."""
+    events: list[dict[str, Any]] = []
+    done = worker.run(request(tmp_path, "good", ("data", DATA), ("seed", 7)), events.append)
+    assert done["metrics"] == {"rows": 2.0}
+    assert done["peak_memory_bytes"] > 2**20
+    assert [event["event"] for event in events] == ["log", "metrics", "progress"]
+    assert events[0]["message"] == "seed 7"
+    assert events[1]["values"] == {"train.loss": 0.5}
+    assert (tmp_path / "file").read_text() == "samples"
+    assert "noise on standard output" in (tmp_path / "log").read_text()
+
+
+def test_error_of_the_work_arrives_with_its_three_parts(
+    worker: WorkerProcess, tmp_path: Path
+) -> None:
+    """An InputError ends the run as Refused, with where, what and the mend."""
+    with pytest.raises(Refused) as caught:
+        worker.run(request(tmp_path, "refuses"), lambda event: None)
+    error = caught.value
+    assert (error.where, error.found, error.mend) == (
+        "rows.jsonl:3",
+        "found no messages",
+        "add them",
+    )
+    assert error.exit_code == 1
+
+
+def test_bug_arrives_with_its_traceback(worker: WorkerProcess, tmp_path: Path) -> None:
+    """An unexpected exception ends the run as Broken, exit code 70, and names the line."""
+    with pytest.raises(Broken) as caught:
+        worker.run(request(tmp_path, "breaks"), lambda event: None)
+    assert caught.value.exit_code == 70
+    assert "return 1 / 0" in "\n".join(caught.value.lines())
+    assert "ZeroDivisionError" in caught.value.found
+
+
+def test_worker_serves_after_a_failure(worker: WorkerProcess, tmp_path: Path) -> None:
+    """A failed stage does not cost the worker."""
+    with pytest.raises(Refused):
+        worker.run(request(tmp_path, "refuses"), lambda event: None)
+    settings = (("data", DATA), ("seed", 1))
+    assert worker.run(request(tmp_path, "good", *settings), lambda event: None)["metrics"]
+
+
+def test_stop_ends_the_stage_at_a_safe_point(worker: WorkerProcess, tmp_path: Path) -> None:
+    """A stage that is asked to stop ends as interrupted."""
+
+    def stop_soon(event: dict[str, Any]) -> None:
+        threading.Timer(0.1, worker.request_stop).start()
+
+    with pytest.raises(Interrupted):
+        worker.run(request(tmp_path, "waits"), stop_soon)
+
+
+def test_killed_worker_is_named_as_lack_of_memory(worker: WorkerProcess, tmp_path: Path) -> None:
+    """Kill -9, which is how the kernel answers lack of memory, gives exit code 3 and a mend."""
+
+    def kill(event: dict[str, Any]) -> None:
+        os.kill(int(event["message"]), signal.SIGKILL)
+
+    with pytest.raises(Unable) as caught:
+        worker.run(request(tmp_path, "hangs"), kill)
+    assert "memory" in caught.value.found
+    assert "train.batch_size" in caught.value.mend
+
+
+def test_worker_dies_with_its_parent(tmp_path: Path) -> None:
+    """Kill -9 of the orchestrator leaves no worker behind, even in the middle of a stage."""
+    (tmp_path / "made_up.py").write_text(STAGES)
+    parent = (
+        "from pathlib import Path; from pipeline.process import WorkerProcess\n"
+        f"p = Path({str(tmp_path)!r})\n"
+        "WorkerProcess(p / 'log').run({'stage': 's', 'function': 'made_up.hangs', 'tensors': False,"
+        " 'settings': [], 'handed_over': {}, 'extra': {}, 'out': str(p)},"
+        " lambda event: print(event['message'], flush=True))\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    worker_pid = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert gone(worker_pid, within_seconds=10)
