@@ -14,6 +14,7 @@ from pipeline import environment, keys
 from pipeline.errors import Unable
 from pipeline.keys import Planned
 from pipeline.parent import Parent
+from pipeline.resolved import flat
 from pipeline.schema import Config
 from pipeline.store import Entry, Store
 from pipeline.summary import age, render
@@ -57,10 +58,10 @@ def explain(config: Config, *, parent: Parent | None = None) -> None:
 def _why(planned: Planned, store: Store) -> str:
     if planned.ingredients is None:
         return "the parent run's result is gone from the store"
-    flat = flatten(planned.ingredients)
+    now = flat(planned.ingredients)
     nearest: list[str] | None = None
     for entry in islice(store.newest(planned.step.name), COMPARED):
-        found = changes(flatten(entry.ingredients), flat)
+        found = changes(flat(entry.ingredients), now)
         if nearest is None or len(found) < len(nearest):
             nearest = found
     if nearest is None:
@@ -69,23 +70,11 @@ def _why(planned: Planned, store: Store) -> str:
     return ", ".join(nearest[:SHOWN_CHANGES]) + (f" and {more} more" if more > 0 else "")
 
 
-def flatten(ingredients: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested ingredients as one level of dotted names; settings keep their own names."""
-    flat: dict[str, Any] = {}
-    for name, value in ingredients.items():
-        dotted = name if prefix in ("", "settings.") else f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{dotted}."))
-        else:
-            flat[dotted] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs, as a person reads it: `lora.rank 8 → 16`; digests by name alone."""
     found = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
+    for key in sorted(before.keys() | now.keys()):
+        old, new, name = before.get(key), now.get(key), key.removeprefix("settings.")
         if old == new:
             continue
         opaque = any(isinstance(v, str) and len(v) == 64 for v in (old, new))

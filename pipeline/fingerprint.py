@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -14,15 +13,10 @@ from typing import Any
 
 from pipeline import environment
 from pipeline.plan import Step
+from pipeline.resolved import digest
 from pipeline.schema import Config
 
 FORMAT = 1
-
-
-def digest(value: Any) -> str:
-    """Return the SHA-256 of `value` as canonical JSON: keys sorted, tuples as lists."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def ingredients(

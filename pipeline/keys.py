@@ -9,6 +9,7 @@ from pipeline import fingerprint
 from pipeline.hub import Source, resolve
 from pipeline.parent import Parent
 from pipeline.plan import TABLE, Step
+from pipeline.resolved import digest
 from pipeline.schema import Config
 
 TINY = "stages.models.tiny.build"
@@ -71,7 +72,7 @@ def make(config: Config, parent: Parent | None) -> Plan:
                 else {},
                 upstream=upstream,
             )
-            keys[step.name] = fingerprint.digest(made_of)
+            keys[step.name] = digest(made_of)
         planned.append(
             Planned(
                 step=step,

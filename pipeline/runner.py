@@ -15,6 +15,7 @@ from typing import Any
 from pipeline import environment, hub, keys, summary
 from pipeline.errors import Interrupted, PipelineError, Refused
 from pipeline.keys import Plan, Planned
+from pipeline.latest import update_latest
 from pipeline.metrics import MetricsFile
 from pipeline.parent import Parent
 from pipeline.process import Event, WorkerProcess
@@ -78,14 +79,14 @@ class Run:
 
     def _stage(self, planned: Planned) -> None:
         step, key = planned.step, planned.key
-        self._check_stop()
+        self.check_stop()
         with self.store.lock(step.name, key, on_wait=self._say_waiting, stop=self._stopping):
             entry = self.store.find(step.name, key)
             reused = entry is not None
             if entry is None:
                 entry = self._make(planned)
         self._hand_over(planned, entry)
-        self.record.stage(step.name, key, "reused" if reused else "ran", entry)
+        self._record(planned, entry, "reused" if reused else "ran")
         if reused:
             self.metrics.copy(entry.history, step.name)
         log.info("%s", summary.stage_line(entry, reused))
@@ -101,13 +102,13 @@ class Run:
             done = self._worker().run(self._request(planned, staging), self._on_event)
         except PipelineError:
             self.store.discard(staging)
-            self.record.stage(step.name, planned.key, "failed", None)
+            self.record.stage(step.name, key=planned.key, status="failed")
             raise
         finally:
             self.metrics.end()
             if self.line:
                 self.line.clear()
-        self._check_stop()
+        self.check_stop()
         return self.store.commit(
             staging,
             step.name,
@@ -149,6 +150,18 @@ class Run:
             "out": str(out.resolve()),
         }
 
+    def _record(self, planned: Planned, entry: Entry, status: str) -> None:
+        name = planned.step.name
+        self.record.link_stage(name, entry.directory)
+        self.record.update(metrics=entry.metrics, peak_memory_bytes=entry.peak_memory_bytes)
+        if name != "model":
+            self.record.stage(name, key=entry.key, status=status, seconds=entry.seconds)
+
+    def close(self) -> None:
+        """End the worker."""
+        if self.worker:
+            self.worker.close()
+
     def _hand_over(self, planned: Planned, entry: Entry) -> None:
         fields: dict[str, Any] = {
             "directory": str(entry.directory.resolve()),
@@ -177,7 +190,8 @@ class Run:
     def _stopping(self) -> bool:
         return self.stop_signal is not None
 
-    def _check_stop(self) -> None:
+    def check_stop(self) -> None:
+        """Raise `Interrupted` if a signal has asked to stop."""
         if self.stop_signal is not None:
             raise Interrupted(self.stop_signal)
 
@@ -224,34 +238,26 @@ def execute(
         record = stack.enter_context(
             RunRecord.start(
                 directory,
+                name=config.name,
                 config=asdict(config),
                 command=command,
+                environment=environment.describe(),
                 parent=str(parent.directory) if parent else None,
                 trial=trial,
-                model=_model_record(plan, config),
-                environment=environment.describe(),
             )
         )
-        line = stack.enter_context(live_line())
-        run = Run(config, plan, record, line)
+        record.update(model=_model_record(plan, config))
+        run = Run(config, plan, record, stack.enter_context(live_line()))
+        stack.callback(run.close)
+        stack.enter_context(_signals(run.on_signal))
         try:
-            with _signals(run.on_signal):
-                run.execute()
-        except PipelineError as error:
-            if run.stop_signal is not None:
-                record.finish("interrupted")
-                raise Interrupted(run.stop_signal) from None
-            record.finish("failed", error=f"{error.where}: {error.found}")
+            run.execute()
+        except PipelineError:
+            run.check_stop()
             raise
-        except BaseException as error:
-            record.finish("failed", error=repr(error))
-            raise
-        finally:
-            if run.worker:
-                run.worker.close()
-        record.finish("succeeded")
-        summary.show(record)
-    return Outcome(directory=directory, status="succeeded", metrics=record.metrics)
+    update_latest(directory)
+    summary.show(record)
+    return Outcome(directory=directory, status="succeeded", metrics=record.fields["metrics"])
 
 
 def _model_record(plan: Plan, config: Config) -> dict[str, Any]:

@@ -55,10 +55,10 @@ def age(created: str) -> str:
 
 def show(record: RunRecord) -> None:
     """Log the table of figures and, as the last line, where the run lies."""
-    rows = [(text, form.format(record.metrics[name])) for name, text, form in SHOWN
-            if name in record.metrics]  # fmt: skip
-    if record.peak_memory_bytes and any(name.startswith("train.") for name in record.metrics):
-        rows.append(("peak memory", f"{record.peak_memory_bytes / 2**30:.2f} GiB"))
+    metrics, peak = record.fields["metrics"], record.fields["peak_memory_bytes"]
+    rows = [(text, form.format(metrics[name])) for name, text, form in SHOWN if name in metrics]
+    if peak and "train.loss" in metrics:
+        rows.append(("peak memory", f"{peak / 2**30:.2f} GiB"))
     if rows:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         table.add_column()

@@ -43,9 +43,25 @@ class Adapter:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-Artifact = BaseModel | Prepared | Adapter
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Merged:
+    """Base and adapter as one model, which `mlx_lm.load` and transformers open as it is."""
+
+    directory: Path
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """Scores on held-out rows: `answers.jsonl` (one row an answer) and, in it, what was scored."""
+
+    directory: Path
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+Artifact = BaseModel | Prepared | Adapter | Merged | Report
 ARTIFACTS: dict[str, type[Artifact]] = {
-    kind.__name__: kind for kind in (BaseModel, Prepared, Adapter)
+    kind.__name__: kind for kind in (BaseModel, Prepared, Adapter, Merged, Report)
 }
 """Every artifact class by its name, which is how a hand-over travels to the worker."""
 

@@ -156,7 +156,8 @@ class Optimizer:
     warmup_fraction: float
     """Share of all steps in which the learning rate rises linearly from near 0."""
     final_fraction: float | None = None
-    """Learning rate of the last step as a share of the peak; constant does not use it."""
+    """Learning rate of the last step as a share of the peak; null takes 0.1. constant does not
+    use it."""
     max_grad_norm: float | None
     """Global gradient norm above which gradients are scaled down; null never clips."""
     betas: tuple[float, float] | None = None
@@ -174,6 +175,8 @@ class Optimizer:
         used = _OPTIMIZER_FIELDS[self.name]
         if self.schedule != "constant":
             used = used | {"final_fraction"}
+            # Not in YAML: `optimizer.schedule=constant` alone would then have to be refused.
+            self.final_fraction = 0.1 if self.final_fraction is None else self.final_fraction
         what = f"optimizer.name={self.name}, optimizer.schedule={self.schedule}"
         _check_option(self, "optimizer", what, used)
         _check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "more than 0")
@@ -213,6 +216,75 @@ class Train:
             value = getattr(self, name)
             _check(value >= 1, f"train.{name}", value, "at least 1")
         _check(self.steps is None or self.steps >= 1, "train.steps", self.steps, "at least 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class Merge:
+    """How the adapter becomes part of the weights."""
+
+    stage: str
+    """Function that merges, by its dotted name under `stages.`."""
+    quantized: Literal["dequantize", "requantize"]
+    """What becomes of a quantized base: plain weights, or quantized again as they were."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None
+    """Type of the merged weights; null keeps the base's own."""
+    rows: int
+    """Held-out rows on which the merged model is compared with base plus adapter."""
+    min_kept: float
+    """Share of the tuning that must survive the merge, 0 to 1, or the stage fails."""
+
+    def __post_init__(self) -> None:
+        _check(self.rows >= 1, "merge.rows", self.rows, "at least 1")
+        _check(0 <= self.min_kept <= 1, "merge.min_kept", self.min_kept, "0 to 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class Evaluate:
+    """How base and tuned are compared on held-out rows."""
+
+    stage: str
+    """Function that evaluates, by its dotted name under `stages.`."""
+    rows: int | None
+    """Most rows of a split that are scored; null takes all."""
+    batch_size: int
+    """Answers generated side by side."""
+    max_tokens: int
+    """Longest answer."""
+    samples: int
+    """Answers shown side by side, base and tuned."""
+
+    def __post_init__(self) -> None:
+        _check(self.rows is None or self.rows >= 1, "evaluate.rows", self.rows,
+               "at least 1, or null for all")  # fmt: skip
+        for name in ("batch_size", "max_tokens"):
+            value = getattr(self, name)
+            _check(value >= 1, f"evaluate.{name}", value, "at least 1")
+        _check(self.samples >= 0, "evaluate.samples", self.samples, "0 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class Serve:
+    """How the model is offered over HTTP."""
+
+    stage: str
+    """Function that serves, by its dotted name under `stages.`."""
+    host: str
+    """Address to listen on; 127.0.0.1 is this machine alone."""
+    port: int
+    """TCP port; 0 takes a free one."""
+    weights: Literal["adapter", "merged"]
+    """adapter: base and adapter, the untuned base beside it; merged: the merged weights."""
+    batch_size: int
+    """Answers generated side by side; more requests wait."""
+    max_tokens: int
+    """Longest answer a request may ask for, and what it gets if it names none."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.host.strip()), "serve.host", self.host, "an address")
+        _check(0 <= self.port <= 65535, "serve.port", self.port, "0 to 65535")
+        for name in ("batch_size", "max_tokens"):
+            value = getattr(self, name)
+            _check(value >= 1, f"serve.{name}", value, "at least 1")
 
 
 GROUPS: dict[str, type[Any]] = {

@@ -1,0 +1,149 @@
+"""A run leaves what it promises, and a second one makes only what changed."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import cli
+import pytest
+
+
+def test_run_leaves_its_record(finished) -> None:
+    """run.json says what ran, from what, with which result; `latest` points at the run."""
+    _, directory, record = finished
+    assert record["format"] == 1
+    assert record["status"] == "succeeded"
+    assert set(record["stages"]) == {"model", "prepare", "train"} - {"model"}
+    assert cli.statuses(record) == {"prepare": "ran", "train": "ran"}
+    assert record["config"]["lora"]["rank"] == 2
+    assert record["metrics"]["train.steps"] == 6
+    assert 0 < record["metrics"]["valid.loss"] <= record["metrics"]["valid.loss_before"]
+    assert record["environment"]["versions"]["mlx"]
+    assert record["peak_memory_bytes"] > 2**20
+    assert (directory.parent / "latest").resolve() == directory.resolve()
+    assert not Path((directory.parent / "latest").readlink()).is_absolute()
+
+
+def test_run_links_its_stages(finished) -> None:
+    """The run directory links the store's directories, relatively, so that it can be moved."""
+    _, directory, record = finished
+    for stage in ("prepare", "train"):
+        link = directory / stage
+        assert not link.readlink().is_absolute()
+        assert link.resolve().name == record["stages"][stage]["key"]
+    assert (directory / "train" / "adapters.safetensors").is_file()
+
+
+def test_metrics_file_shows_every_step(finished) -> None:
+    """metrics.jsonl holds the training loss of each step and the validation losses."""
+    _, directory, record = finished
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train.loss" in row] == [1, 2, 3, 4, 5, 6]
+    losses = [row["valid.loss"] for row in rows if "valid.loss" in row]
+    assert min(losses) == pytest.approx(record["metrics"]["valid.loss"])
+
+
+def test_second_run_reuses_everything(finished) -> None:
+    """The same command again makes nothing, says so with age and cost, and shows the same."""
+    done = cli.run(finished.cwd, *cli.QUICK)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if " reused " in line]
+    assert [line.split()[0] for line in lines] == ["model", "prepare", "train"]
+    assert all(" ago in " in line or "just now in " in line for line in lines)
+    again = cli.record(finished.cwd / done.stdout.rstrip().splitlines()[-1].removeprefix("run: "))
+    assert set(cli.statuses(again).values()) == {"reused"}
+    assert again["metrics"] == finished.record["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.log_every=3", {"prepare": "reused", "train": "reused"}),
+        ("lora.alpha=8", {"prepare": "reused", "train": "ran"}),
+        ("seed=1", {"prepare": "ran", "train": "ran"}),
+    ],
+)
+def test_change_runs_only_what_depends_on_it(finished, override: str, expected: dict) -> None:
+    """A log cadence re-runs nothing, a LoRA value only training, the seed everything."""
+    _, record = cli.succeed(finished.cwd, *cli.QUICK, override)
+    assert cli.statuses(record) == expected
+
+
+def test_same_configuration_gives_the_same_bytes(finished, tmp_path: Path) -> None:
+    """Another process in another directory makes the same adapter, byte by byte."""
+    directory, record = cli.succeed(tmp_path, *cli.QUICK)
+    assert record["stages"]["train"]["key"] == finished.record["stages"]["train"]["key"]
+
+    def digest(folder: Path) -> str:
+        return hashlib.sha256((folder / "train" / "adapters.safetensors").read_bytes()).hexdigest()
+
+    assert digest(directory) == digest(finished.directory)
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    """dry_run=true plans and leaves the directory as it was."""
+    done = cli.run(tmp_path, "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "never made" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_says_why(finished) -> None:
+    """A changed value is named with both values; data and forecast come from what was measured."""
+    before = sorted(path for path in finished.cwd.rglob("*"))
+    done = cli.run(finished.cwd, *cli.QUICK, "lora.rank=3", "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "lora.rank 2 → 3" in done.stdout
+    assert "rows" in done.stdout
+    assert "GiB" in done.stdout
+    assert sorted(path for path in finished.cwd.rglob("*")) == before
+
+
+def test_rerun_starts_from_the_recorded_configuration(finished) -> None:
+    """run=latest takes the recorded values, names its parent, and applies only what is given."""
+    _, record = cli.succeed(finished.cwd, "run=latest", "name=default", "stages=[train]", "seed=0",
+                            "lora.alpha=4")  # fmt: skip
+    assert record["config"]["lora"]["rank"] == 2
+    assert record["config"]["lora"]["alpha"] == 4
+    assert record["parent"]
+
+
+def test_stage_without_its_upstream_is_refused(tmp_path: Path) -> None:
+    """stages=[train] where nothing was prepared says what to add."""
+    done = cli.run(tmp_path, *cli.QUICK, "stages=[train]")
+    assert done.returncode == 1
+    assert "prepare" in done.stderr
+    assert "stages=[prepare,train]" in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+
+
+def test_two_trials_share_one_prepare(finished) -> None:
+    """A grid trains each rank once, on the same rows, and names the best trial."""
+    done = cli.run(finished.cwd, "-m", *cli.QUICK[:3], "lora.rank=4,5", "name=grid")
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = finished.cwd / done.stdout.rstrip().splitlines()[-1].removeprefix("sweep: ")
+    records = [cli.record(sweep / str(number)) for number in (0, 1)]
+    assert [record["config"]["lora"]["rank"] for record in records] == [4, 5]
+    assert all(cli.statuses(r) == {"prepare": "reused", "train": "ran"} for r in records)
+    assert len({record["stages"]["prepare"]["key"] for record in records}) == 1
+
+
+def test_users_own_text_trains(tmp_path: Path) -> None:
+    """data=text with a file of one's own trains, and splits off validation rows by itself."""
+    rows = [{"text": f"row {n} says {n * 7 % 10}"} for n in range(40)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, record = cli.succeed(tmp_path, *cli.QUICK, "data=text", "data.path=mine.jsonl")
+    assert record["metrics"]["prepare.train.rows"] + record["metrics"]["prepare.valid.rows"] < 41
+    assert record["metrics"]["valid.loss"] > 0
+
+
+@pytest.mark.slow
+def test_wikisql_trains(tmp_path: Path) -> None:
+    """The files of mlx-examples' own LoRA example train, and the loss falls."""
+    folder = cli.ROOT.parent / "shared" / "data" / "wikisql"
+    if not folder.is_dir():
+        pytest.skip("the WikiSQL files are not beside the checkout")
+    _, record = cli.succeed(tmp_path, "data=text", f"data.path={folder}", "train.epochs=1")
+    metrics = record["metrics"]
+    assert metrics["prepare.train.rows"] == 1000
+    assert metrics["valid.loss"] < 0.9 * metrics["valid.loss_before"]
