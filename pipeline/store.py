@@ -27,6 +27,8 @@ from pipeline.locks import hold
 from pipeline.manifest import Damaged, Entry
 from pipeline.resolved import redact
 
+__all__ = ["Entry", "Store"]
+
 _log = logging.getLogger(__name__)
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
