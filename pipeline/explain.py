@@ -13,10 +13,11 @@ from rich.table import Table
 from pipeline import environment, keys
 from pipeline.errors import Unable
 from pipeline.keys import Planned
+from pipeline.manifest import Entry
 from pipeline.parent import Parent
 from pipeline.resolved import flat
 from pipeline.schema import Config
-from pipeline.store import Entry, Store
+from pipeline.store import Store
 from pipeline.summary import age, render
 from pipeline.terminal import duration
 

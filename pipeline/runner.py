@@ -16,12 +16,13 @@ from pipeline import environment, hub, keys, summary
 from pipeline.errors import Interrupted, PipelineError, Refused
 from pipeline.keys import Plan, Planned
 from pipeline.latest import update_latest
+from pipeline.manifest import Entry
 from pipeline.metrics import MetricsFile
 from pipeline.parent import Parent
 from pipeline.process import Event, WorkerProcess
 from pipeline.record import RunRecord
 from pipeline.schema import Config
-from pipeline.store import Entry, Store
+from pipeline.store import Store
 from pipeline.terminal import LiveLine, live_line
 
 log = logging.getLogger("pipeline")
@@ -86,7 +87,10 @@ class Run:
             if entry is None:
                 entry = self._make(planned)
         self._hand_over(planned, entry)
-        self._record(planned, entry, "reused" if reused else "ran")
+        if step.name == "model":
+            self.record.link_stage(step.name, entry.directory)
+        else:
+            self.record.stage(step.name, key, "reused" if reused else "ran", entry)
         if reused:
             self.metrics.copy(entry.history, step.name)
         log.info("%s", summary.stage_line(entry, reused))
@@ -102,7 +106,7 @@ class Run:
             done = self._worker().run(self._request(planned, staging), self._on_event)
         except PipelineError:
             self.store.discard(staging)
-            self.record.stage(step.name, key=planned.key, status="failed")
+            self.record.stage(step.name, planned.key, "failed", None)
             raise
         finally:
             self.metrics.end()
@@ -149,13 +153,6 @@ class Run:
             "extra": extra,
             "out": str(out.resolve()),
         }
-
-    def _record(self, planned: Planned, entry: Entry, status: str) -> None:
-        name = planned.step.name
-        self.record.link_stage(name, entry.directory)
-        self.record.update(metrics=entry.metrics, peak_memory_bytes=entry.peak_memory_bytes)
-        if name != "model":
-            self.record.stage(name, key=entry.key, status=status, seconds=entry.seconds)
 
     def close(self) -> None:
         """End the worker."""
@@ -238,15 +235,14 @@ def execute(
         record = stack.enter_context(
             RunRecord.start(
                 directory,
-                name=config.name,
                 config=asdict(config),
                 command=command,
+                model=_model_record(plan, config),
                 environment=environment.describe(),
                 parent=str(parent.directory) if parent else None,
                 trial=trial,
             )
         )
-        record.update(model=_model_record(plan, config))
         run = Run(config, plan, record, stack.enter_context(live_line()))
         stack.callback(run.close)
         stack.enter_context(_signals(run.on_signal))
@@ -257,7 +253,7 @@ def execute(
             raise
     update_latest(directory)
     summary.show(record)
-    return Outcome(directory=directory, status="succeeded", metrics=record.fields["metrics"])
+    return Outcome(directory=directory, status="succeeded", metrics=record.metrics)
 
 
 def _model_record(plan: Plan, config: Config) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.manifest import Entry
 from pipeline.record import RunRecord
-from pipeline.store import Entry
 from pipeline.terminal import duration
 
 log = logging.getLogger("pipeline")
@@ -55,7 +55,7 @@ def age(created: str) -> str:
 
 def show(record: RunRecord) -> None:
     """Log the table of figures and, as the last line, where the run lies."""
-    metrics, peak = record.fields["metrics"], record.fields["peak_memory_bytes"]
+    metrics, peak = record.metrics, record.peak_memory_bytes
     rows = [(text, form.format(metrics[name])) for name, text, form in SHOWN if name in metrics]
     if peak and "train.loss" in metrics:
         rows.append(("peak memory", f"{peak / 2**30:.2f} GiB"))
