@@ -16,12 +16,14 @@ from typing import Any, Literal, get_args
 from pipeline.durable import replace_file, replace_link, reported
 from pipeline.errors import Interrupted, PipelineError, Refused, Unable
 from pipeline.locks import Held, hold
+from pipeline.manifest import Entry
 from pipeline.resolved import config_digest, differences, redact
 
 FORMAT = 1
 NAME = "run.json"
 LOCK = ".lock"
 Status = Literal["running", "succeeded", "failed", "interrupted"]
+StageStatus = Literal["ran", "reused", "failed"]
 _SHOWN_DIFFERENCES = 5
 
 
@@ -33,7 +35,7 @@ class RunRecord:
 
     def __init__(self, directory: Path, fields: dict[str, Any]) -> None:
         self.directory = directory
-        self.fields = fields
+        self._fields = fields
         self._save()
 
     @classmethod
@@ -42,20 +44,20 @@ class RunRecord:
         cls,
         directory: Path,
         *,
-        name: str,
         config: Mapping[str, Any],
         command: Sequence[str],
+        model: Mapping[str, Any],
         environment: Mapping[str, Any],
         parent: str | None = None,
         study: str | None = None,
         trial: int | None = None,
     ) -> Iterator[RunRecord]:
-        """Lock `directory` for the block, begin its record, and say at the end how the run ended.
+        """Lock `directory` for the block and begin its record.
 
-        The status becomes `succeeded`, or by what the block raised `interrupted` or `failed`, then
-        with `error`. An earlier record of the same configuration is begun anew.
-        Raises `Refused` where another process is at work in `directory` or where it holds another
-        configuration, `Unable` where it cannot be written.
+        An earlier record of the same configuration is begun anew. A block left without `finish`
+        has succeeded, or failed by what it raised. Raises `Refused` where another process is at
+        work in `directory` or where it holds another configuration, `Unable` where it cannot be
+        written.
         """
         with ExitStack() as stack:
             try:
@@ -70,7 +72,7 @@ class RunRecord:
                 {
                     "format": FORMAT,
                     "status": "running",
-                    "name": name,
+                    "name": config["name"],
                     "config": dict(config),
                     "config_digest": config_digest(config),
                     "command": list(command),
@@ -78,7 +80,7 @@ class RunRecord:
                     "started": _now(),
                     "finished": None,
                     "stages": {},
-                    "model": None,
+                    "model": dict(model),
                     "metrics": {},
                     "environment": dict(environment),
                     "peak_memory_bytes": None,
@@ -90,31 +92,38 @@ class RunRecord:
             try:
                 yield record
             except BaseException as error:
+                stopped = isinstance(error, Interrupted | KeyboardInterrupt)
                 # A full disk must not hide why the run failed.
                 with suppress(Unable):
-                    record._fail(error)
+                    record._end("interrupted" if stopped else "failed", error)
                 raise
-            record._finish("succeeded", None)
+            record._end("succeeded")
 
-    def stage(self, name: str, **fields: Any) -> None:
-        """Say something about the stage `name`: key, status (ran, reused, failed), seconds, …."""
-        self.fields["stages"].setdefault(name, {}).update(fields)
-        self._save()
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Return the flat metrics of every stage so far."""
+        return dict(self._fields["metrics"])
 
-    def update(
-        self,
-        *,
-        metrics: Mapping[str, float] | None = None,
-        model: Mapping[str, Any] | None = None,
-        peak_memory_bytes: int | None = None,
-    ) -> None:
-        """Add metrics, say what the base model is, or state a peak of memory: the highest stays."""
-        self.fields["metrics"].update(metrics or {})
-        if model is not None:
-            self.fields["model"] = dict(model)
-        if peak_memory_bytes is not None:
-            earlier = self.fields["peak_memory_bytes"] or 0
-            self.fields["peak_memory_bytes"] = max(earlier, peak_memory_bytes)
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """Return the highest peak of any stage so far."""
+        peak: int | None = self._fields["peak_memory_bytes"]
+        return peak
+
+    def stage(self, name: str, key: str, status: StageStatus, entry: Entry | None) -> None:
+        """Say how a stage came out, take over its metrics, and link `<run>/<name>` to its files.
+
+        `entry` is None for a failed stage. The seconds are what it took to make the entry.
+        """
+        stage: dict[str, Any] = {"key": key, "status": status, "seconds": None}
+        if entry is not None:
+            stage.update(seconds=entry.seconds, created=entry.created)
+            stage["peak_memory_bytes"] = entry.peak_memory_bytes
+            self._fields["metrics"].update(entry.metrics)
+            peaks = (self.peak_memory_bytes, entry.peak_memory_bytes)
+            self._fields["peak_memory_bytes"] = max((p for p in peaks if p), default=None)
+            self.link_stage(name, entry.directory)
+        self._fields["stages"][name] = stage
         self._save()
 
     def link_stage(self, name: str, directory: Path) -> None:
@@ -122,21 +131,21 @@ class RunRecord:
         with reported(self.directory / name):
             replace_link(self.directory / name, directory)
 
-    def _fail(self, error: BaseException) -> None:
-        if isinstance(error, Interrupted | KeyboardInterrupt):
-            self._finish("interrupted", None)
-        elif isinstance(error, PipelineError):
-            self._finish("failed", f"{error.where}: {error.found}")
-        else:
-            self._finish("failed", repr(error))
-
-    def _finish(self, status: Status, error: str | None) -> None:
-        self.fields.update(status=status, finished=_now(), error=error)
+    def finish(self, status: Status, error: str | None = None) -> None:
+        """Say how the run ended."""
+        self._fields.update(status=status, finished=_now(), error=error)
         self._save()
 
+    def _end(self, status: Status, error: BaseException | None = None) -> None:
+        if self._fields["status"] == "running":
+            what = repr(error)
+            if isinstance(error, PipelineError):
+                what = f"{error.where}: {error.found}"
+            self.finish(status, what if status == "failed" else None)
+
     def _save(self) -> None:
-        fields = redact(self.fields)
-        metrics = self.fields["metrics"].items()
+        fields = redact(self._fields)
+        metrics = self._fields["metrics"].items()
         fields["metrics"] = {k: v if math.isfinite(v) else None for k, v in metrics}
         content = (json.dumps(fields, indent=2) + "\n").encode()
         path = self.directory / NAME
