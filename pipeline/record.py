@@ -52,12 +52,12 @@ class RunRecord:
         study: str | None = None,
         trial: int | None = None,
     ) -> Iterator[RunRecord]:
-        """Lock `directory` for the block and begin its record.
+        """Lock `directory` for the block, begin its record, and say at the end how the run ended.
 
-        An earlier record of the same configuration is begun anew. A block left without `finish`
-        has succeeded, or failed by what it raised. Raises `Refused` where another process is at
-        work in `directory` or where it holds another configuration, `Unable` where it cannot be
-        written.
+        The status becomes `succeeded`, or by what the block raised `interrupted` or `failed`, then
+        with `error`. An earlier record of the same configuration is begun anew.
+        Raises `Refused` where another process is at work in `directory` or where it holds another
+        configuration, `Unable` where it cannot be written.
         """
         with ExitStack() as stack:
             try:
@@ -92,12 +92,11 @@ class RunRecord:
             try:
                 yield record
             except BaseException as error:
-                stopped = isinstance(error, Interrupted | KeyboardInterrupt)
                 # A full disk must not hide why the run failed.
                 with suppress(Unable):
-                    record._end("interrupted" if stopped else "failed", error)
+                    record._fail(error)
                 raise
-            record._end("succeeded")
+            record._finish("succeeded", None)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -131,17 +130,17 @@ class RunRecord:
         with reported(self.directory / name):
             replace_link(self.directory / name, directory)
 
-    def finish(self, status: Status, error: str | None = None) -> None:
-        """Say how the run ended."""
+    def _fail(self, error: BaseException) -> None:
+        if isinstance(error, Interrupted | KeyboardInterrupt):
+            self._finish("interrupted", None)
+        elif isinstance(error, PipelineError):
+            self._finish("failed", f"{error.where}: {error.found}")
+        else:
+            self._finish("failed", repr(error))
+
+    def _finish(self, status: Status, error: str | None) -> None:
         self._fields.update(status=status, finished=_now(), error=error)
         self._save()
-
-    def _end(self, status: Status, error: BaseException | None = None) -> None:
-        if self._fields["status"] == "running":
-            what = repr(error)
-            if isinstance(error, PipelineError):
-                what = f"{error.where}: {error.found}"
-            self.finish(status, what if status == "failed" else None)
 
     def _save(self) -> None:
         fields = redact(self._fields)
