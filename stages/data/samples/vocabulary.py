@@ -1,0 +1,109 @@
+"""The words of the bundled conversations, and which split may use them.
+
+Titles and days are shared. Names, clock times, durations and pairs of title and day belong to one
+split each; those of valid and test are made of letters and digits that train has in plenty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+SPLITS = ("train", "valid", "test")
+
+DAYS = ("today", "tomorrow", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday",
+        "Sunday")  # fmt: skip
+
+ALONE = ("haircut", "dentist visit", "yoga class", "piano lesson", "gym session", "reading group",
+         "car service", "vet visit", "swim class", "singing lesson", "job interview",
+         "flu shot", "guitar lesson", "dance class", "cooking class", "house viewing",
+         "driving lesson", "bike repair", "language class", "film night", "study group",
+         "pottery class", "team meeting", "budget review")  # fmt: skip
+"""What one does without a named person; all take `a` and `my`."""
+
+TOGETHER = ("lunch", "dinner", "brunch", "coffee", "breakfast", "phone call", "video call",
+            "walk", "chess game", "tennis match", "project meeting", "planning session",
+            "rehearsal", "picnic", "museum trip", "bike ride")  # fmt: skip
+"""What one does with somebody."""
+
+_HOURS = {"breakfast": ("07:00", "10:00"), "brunch": ("10:00", "13:00"),
+          "lunch": ("11:00", "14:30"), "dinner": ("17:00", "20:55")}  # fmt: skip
+
+WITHOUT_ARTICLE = ("lunch", "dinner", "brunch", "coffee", "breakfast")
+
+_NAMES = {
+    "train": ("Anna", "Ben", "Carla", "Daniel", "Emma", "Felix", "Grace", "Hugo", "Ines", "Jack",
+              "Karen", "Leo", "Maria", "Nora", "Oscar", "Paula", "Quentin", "Rosa", "Simon",
+              "Tina", "Uma", "Victor", "Wanda", "Xavier", "Yusuf", "Zoe", "Alice", "Bruno",
+              "Clara", "Diego", "Elena", "Frank", "Gina", "Henry", "Iris", "Jonas", "Kate",
+              "Lucas", "Mona", "Nils", "Olga", "Peter", "Ruth", "Sam", "Theo", "Vera", "Walter",
+              "Yara", "Adam", "Bella", "Colin", "Dora", "Erik", "Fiona", "George", "Hannah",
+              "Ivan", "Julia", "Kofi", "Laura", "Martin", "Nadia", "Omar", "Priya", "Robert",
+              "Sofia", "Tomas", "Viola", "Wendy", "Zara"),
+    "valid": ("Albert", "Carol", "Dina", "Eva", "Gustav", "Helena", "Jan", "Kira", "Lina",
+              "Marco", "Nina", "Oliver", "Petra", "Ronan", "Stella", "Tom"),
+    "test": ("Arno", "Bea", "Conrad", "Dana", "Edgar", "Flora", "Greta", "Hector", "Ida",
+             "Joel", "Lena", "Marta", "Nelson", "Rita", "Silas", "Vanessa"),
+}  # fmt: skip
+
+_HELD_OUT_MINUTES = {"valid": (20, 55, 85, 100), "test": (40, 75, 110, 115)}
+
+_SHARES = {"train": 0.6, "valid": 0.2, "test": 0.2}
+
+
+def names(split: str) -> tuple[str, ...]:
+    """Return the people of a split."""
+    return _NAMES[split]
+
+
+def durations(split: str) -> tuple[int, ...]:
+    """Return the lengths of a split, in minutes."""
+    if split != "train":
+        return _HELD_OUT_MINUTES[split]
+    held_out = {minutes for part in _HELD_OUT_MINUTES.values() for minutes in part}
+    return tuple(minutes for minutes in range(5, 155, 5) if minutes not in held_out)
+
+
+def times(split: str, title: str) -> list[str]:
+    """Return the clock times of a split at which one does `title`.
+
+    Every five minutes from 07:00 to 20:55 are dealt out to the splits.
+    """
+    every = [f"{hour:02}:{minute:02}" for hour in range(7, 21) for minute in range(0, 60, 5)]
+    first, last = _HOURS.get(title, ("07:00", "20:55"))
+    return [time for time in _dealt(every, "times", split) if first <= time <= last]
+
+
+def pairs(split: str, titles: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (title, day) of a split: each title has some days in every split."""
+    return [(title, day) for title in titles for day in _dealt(DAYS, title, split)]
+
+
+def _dealt(items: Sequence[T], purpose: str, split: str) -> list[T]:
+    """Return the share of `items` that belongs to `split`, in an order that has no pattern."""
+    order = shuffled(items, purpose)
+    start = 0
+    for name in SPLITS:
+        size = round(len(items) * _SHARES[name])
+        if name == split:
+            return order[start:] if name == SPLITS[-1] else order[start : start + size]
+        start += size
+    raise KeyError(split)
+
+
+def shuffled(items: Sequence[T], *purpose: object) -> list[T]:
+    """Return `items` in an order that depends on `purpose` alone, on every machine."""
+    keyed = [(_digest(*purpose, index), item) for index, item in enumerate(items)]
+    return [item for _, item in sorted(keyed, key=lambda pair: pair[0])]
+
+
+def pick(items: Sequence[T], *purpose: object) -> T:
+    """Return one of `items`, decided by `purpose` alone."""
+    return items[int(_digest(*purpose), 16) % len(items)]
+
+
+def _digest(*purpose: object) -> str:
+    return hashlib.sha256(repr(purpose).encode()).hexdigest()
