@@ -184,5 +184,5 @@ def _unique(prefix: str) -> str:
 
 def _size_bytes(directory: Path) -> int:
     with contextlib.suppress(OSError):
-        return sum(path.lstat().st_size for path in directory.rglob("*"))
+        return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     return 0
