@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 
 from pipeline.plan import STEPS
+from pipeline.spelling import closest
 from stages.errors import SettingError
 from stages.settings import Data, Lora, Model, Optimizer, Train
 
@@ -45,11 +48,50 @@ class Config:
         for stage in self.stages:
             if stage not in STEPS:
                 expected = f"expected some of {', '.join(STEPS)}"
-                raise SettingError("stages", f"found {stage!r}, {expected}")
+                near = closest(stage, STEPS)
+                mend = f"did you mean {near}?" if near else ""
+                raise SettingError("stages", f"found {stage!r}, {expected}", mend)
         if not 0 <= self.seed < 2**32:
             raise SettingError("seed", f"found {self.seed}, expected 0 or more and below 2**32")
+        if not self.outputs.strip():
+            raise SettingError("outputs", "found nothing, expected a directory")
+        if "valid" not in self.objective.split("."):
+            # Choosing by the test rows would make them validation rows.
+            mend = "such as valid.loss"
+            raise SettingError("objective", f"found {self.objective!r}, expected a metric of the "
+                               "validation rows", mend)  # fmt: skip
 
 
 def register() -> None:
     """Make the schema known to Hydra, under the name that conf/config.yaml lists first."""
     ConfigStore.instance().store(name="schema", node=Config)
+
+
+def _keys() -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    for name, kind in get_type_hints(Config).items():
+        if is_dataclass(kind):
+            keys |= {f"{name}.{field}": hint for field, hint in get_type_hints(kind).items()}
+        else:
+            keys[name] = kind
+    return keys
+
+
+KEYS: dict[str, Any] = _keys()
+"""The type of every key, by its full name: `lora.rank`."""
+
+
+def expected(key: str) -> str:
+    """Say in words which values `key` takes."""
+    options = get_args(KEYS[key])
+    optional = NoneType in options
+    kind = next(k for k in options if k is not NoneType) if optional else KEYS[key]
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if get_origin(kind) is Literal:
+        text = f"one of {', '.join(map(str, get_args(kind)))}"
+    elif get_origin(kind) is tuple:
+        items = get_args(kind)
+        text = "a list such as [a,b]" if Ellipsis in items else f"{len(items)} numbers in a list"
+    else:
+        text = words[kind]
+    return f"{text} or null" if optional else text

@@ -1,0 +1,129 @@
+"""The command line: validate everything first, then let Hydra make the run directory and run.
+
+python -m pipeline model=qwen lora.rank=16
+python -m pipeline -m lora.rank=4,8,16
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig
+
+from pipeline import job, schema, sweep
+from pipeline.compose import opened
+from pipeline.configure import configure
+from pipeline.errors import Interrupted, Refused
+from pipeline.job import Session
+from pipeline.overrides import Words, read
+from pipeline.parent import Parent
+from pipeline.schema import Config
+
+USAGE = "python -m pipeline [flags] [key=value ...]   (--help shows what there is)"
+
+Planned = tuple[Words, Config, Parent | None]
+
+
+def main() -> None:
+    """Run this process's command line and exit with the code that its end deserves."""
+    schema.register()
+    try:
+        code = _command(_parse(sys.argv[1:]))
+    except KeyboardInterrupt:
+        code = job.report(Interrupted(2))
+    except Exception as error:
+        code = job.report(error)
+    sys.exit(code)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = get_args_parser()
+    parser.usage = USAGE
+    args = parser.parse_intermixed_args(argv)
+    modes = [args.run, args.multirun, args.cfg, args.info, args.shell_completion]
+    if sum(map(bool, modes)) > 1:
+        parser.error("only one of --run, --multirun, --cfg, --info, --shell-completion at a time")
+    if args.resolve and not (args.cfg or args.help):
+        parser.error("--resolve goes with --cfg")
+    if args.config_path:
+        parser.error("--config-path is not used here; --config-dir adds your own options")
+    if args.experimental_rerun:
+        parser.error(f"a run is run again by run={args.experimental_rerun}")
+    return args
+
+
+def _command(args: argparse.Namespace) -> int:
+    session = Session(args)
+    if args.shell_completion or args.hydra_help:
+        return _hydra(session, sys.argv[1:])
+    planned = _check(args)
+    if args.help or args.cfg or args.info:
+        return _hydra(session, sys.argv[1:])
+    if planned[0][1].dry_run:
+        return _dry_run(planned)
+    mode = ["--multirun"] if args.multirun else []
+    pinned = _pin(args.overrides, *planned[0])
+    return _hydra(session, [*session.flags(), *mode, *pinned])
+
+
+def _check(args: argparse.Namespace) -> list[Planned]:
+    """Compose every configuration of the command line; refuse before Hydra creates anything."""
+    sweeping = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
+    with opened(args.config_dir, args.config_name or "config") as composer:
+        words = read(args.overrides, composer.loader, sweeping=sweeping)
+        composed = composer.compose(sweep.first(words))
+        if args.help or args.cfg or args.info:
+            if args.cfg and composed.config.run is not None:
+                raise Refused("--cfg", "does not show what run= adds", "dry_run=true does")
+            return []
+        trials = sweep.combinations(words, composed, composer) if sweeping else [words]
+        return [(trial, *configure(composer.compose(trial), trial, composer)) for trial in trials]
+
+
+def _dry_run(planned: Sequence[Planned]) -> int:
+    from pipeline.explain import explain
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    for number, (words, config, parent) in enumerate(planned):
+        if len(planned) > 1:
+            sys.stdout.write(
+                f"\ntrial {number}: {' '.join(str(o.input_line) for o in words.overrides)}\n"
+            )
+        explain(config, parent=parent)
+    return 0
+
+
+def _pin(given: Sequence[str], words: Words, config: Config, parent: Parent | None) -> list[str]:
+    """Fix what `run=` means: `latest` may move during a sweep, and the run's name is inherited."""
+    if parent is None:
+        return list(given)
+    directory = QuotedString(str(parent.directory.resolve()), Quote.single).with_quotes()
+    kept = [word for word in given if word.partition("=")[0] != "run"]
+    name = [] if "name" in words.given else [f"name={config.name}"]
+    return [*kept, f"run={directory}", *name]
+
+
+def _hydra(session: Session, argv: list[str]) -> int:
+    """Give the command line to Hydra; return the exit code of the worst that happened."""
+
+    @hydra.main(config_path="pkg://conf", config_name="config", execution_whitelist=("stages.*",))
+    def pipeline(cfg: DictConfig) -> float:
+        return job.run(cfg, session)
+
+    given, sys.argv = sys.argv, [sys.argv[0], *argv]
+    try:
+        pipeline()
+        code = 0
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else 0
+    finally:
+        sys.argv = given
+    if session.trials:
+        sys.stdout.write("\n".join(sweep.summary(session.trials, session.objective)) + "\n")
+    return max([code, *(trial.exit_code for trial in session.trials)])

@@ -1,0 +1,101 @@
+"""Run one configuration in the directory that Hydra made for it, alone or as a sweep's trial."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from pipeline.compose import Composed, Composer
+from pipeline.configure import configure
+from pipeline.errors import Broken, PipelineError
+from pipeline.overrides import read
+from pipeline.sweep import STOPPED, Trial
+
+log = logging.getLogger("pipeline")
+PROGRAM = ["python", "-m", "pipeline"]
+
+
+@dataclass(slots=True)
+class Session:
+    """One command, from its flags to the end of its last trial."""
+
+    args: argparse.Namespace
+    objective: str = ""
+    trials: list[Trial] = field(default_factory=list)
+
+    def flags(self) -> list[str]:
+        """Return the flags that decide the configuration."""
+        given = {"--config-dir": self.args.config_dir, "--config-name": self.args.config_name}
+        return [word for flag, value in given.items() if value for word in (flag, value)]
+
+
+def run(cfg: DictConfig, session: Session) -> float:
+    """Run what Hydra composed and return its objective, NaN where it failed or has none.
+
+    One failed trial does not end a sweep. Otherwise exits with the code of the error.
+    """
+    hydra = HydraConfig.get()
+    sweeping = hydra.mode is RunMode.MULTIRUN
+    words = [*([] if sweeping else hydra.overrides.hydra), *hydra.overrides.task]
+    command = [*PROGRAM, *session.flags(), *words]
+    trial = hydra.job.num if sweeping else None
+    if sweeping:
+        log.info("\ntrial %d: %s", trial, " ".join(words) or "as configured")
+    objective, code = math.nan, 0
+    try:
+        objective = _execute(cfg, session, command, trial)
+    except Exception as error:
+        code = report(error)
+    if sweeping:
+        session.trials.append(
+            Trial(
+                number=hydra.job.num,
+                directory=Path(hydra.runtime.output_dir),
+                command=command,
+                overrides=tuple(words),
+                objective=objective,
+                exit_code=code,
+            )
+        )
+    if code in STOPPED or (code and not sweeping):
+        raise SystemExit(code)
+    return objective
+
+
+def _execute(cfg: DictConfig, session: Session, command: list[str], trial: int | None) -> float:
+    from pipeline import runner
+
+    hydra = HydraConfig.get()
+    composer = Composer(GlobalHydra.instance().config_loader(), str(hydra.job.config_name))
+    words = read(hydra.overrides.task, composer.loader, sweeping=False)
+    composed = Composed(config=cfg, choices=dict(hydra.runtime.choices), params={})
+    config, parent = configure(composed, words, composer)
+    session.objective = config.objective
+    directory = Path(hydra.runtime.output_dir)
+    outcome = runner.execute(
+        config, directory=directory, command=command, parent=parent, trial=trial
+    )
+    return outcome.metrics.get(config.objective, math.nan)
+
+
+def report(error: Exception) -> int:
+    """Say on stderr, and in the run's log if it has one, what ended it; return its exit code."""
+    if not isinstance(error, PipelineError):
+        error = Broken("pipeline", repr(error), traceback.format_exc())
+    text = "\n".join(error.lines())
+    sys.stdout.flush()
+    sys.stderr.write(f"{text}\n")
+    # Once a run has begun, conf/config.yaml gives this logger the run's file, and nothing else.
+    if (errors := logging.getLogger("pipeline.errors")).handlers:
+        errors.error("%s", text)
+    return error.exit_code

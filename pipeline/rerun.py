@@ -1,0 +1,102 @@
+"""Start from a recorded run (`run=R`): its configuration plus what is given now."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline import mistakes
+from pipeline.compose import Composed, Composer
+from pipeline.errors import Refused
+from pipeline.latest import find_run
+from pipeline.overrides import Words
+from pipeline.parent import Parent
+from pipeline.plan import TABLE, Step
+from pipeline.record import read_run
+from pipeline.resolved import flat
+from pipeline.schema import KEYS, Config
+
+_ITS_OWN = frozenset({"run", "dry_run", "outputs"})
+"""Keys that a run never inherits: they say where and whether, and R may have been moved."""
+_TOKENIZER = frozenset({"model", "model.path", "model.revision"})
+"""What decides the tokenizer; the other keys of `model` change only the weights."""
+
+
+def find(config: DictConfig, words: Words) -> Parent:
+    """Return the run that the key `run` names; `latest` looks at all names unless one is given."""
+    if "experiment" in words.given:
+        mend = "leave one of them out: a run brings its whole configuration"
+        raise Refused("experiment", "cannot be combined with run=", mend)
+    name = config.name if "name" in words.given else None
+    directory = find_run(config.run, Path(config.outputs), name)
+    recorded = read_run(directory)
+    keys = {name: stage["key"] for name, stage in recorded["stages"].items()
+            if stage["status"] != "failed"}  # fmt: skip
+    return Parent(directory=directory, config=recorded["config"], keys=keys)
+
+
+def inherit(parent: Parent, composed: Composed, words: Words, composer: Composer) -> Composed:
+    """Return the parent's configuration with the given options and values in place of its own.
+
+    An option replaces its whole group; a value replaces its key. Raises `Refused` where the
+    record has other keys than this version, or a given key would change nothing that is run.
+    """
+    _check_keys(parent, words)
+    taken = _ITS_OWN | {word.key_or_group for word in words.choices}
+    given = {key: node for key, node in composed.config.items_ex(resolve=False) if key in taken}
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), parent.config, given)
+    except OmegaConfBaseException as error:
+        raise mistakes.explain(error, composer.loader) from None
+    assert isinstance(merged, DictConfig)
+    composer.apply(words.values, merged)
+    _check_read(words, tuple(merged.stages))
+    return replace(composed, config=merged)
+
+
+def _check_keys(parent: Parent, words: Words) -> None:
+    recorded = flat(parent.config).keys()
+    where = f"run={parent.directory}"
+    if unknown := sorted(recorded - KEYS.keys()):
+        found = f"was recorded with keys that this version does not have: {', '.join(unknown)}"
+        raise Refused(where, found, "give the configuration anew, without run=")
+    missing = sorted(
+        key for key in KEYS.keys() - recorded
+        if key not in words.given and key.partition(".")[0] not in words.given
+    )  # fmt: skip
+    if missing:
+        found = f"was recorded before these keys existed: {', '.join(missing)}"
+        raise Refused(where, found, f"give them too: {missing[0]}=<value>")
+
+
+def _check_read(words: Words, stages: tuple[str, ...]) -> None:
+    """Refuse a given key if only steps read it whose results are taken from the parent."""
+    for key in sorted(words.given):
+        readers = [step.name for step in TABLE if key.partition(".")[0] in step.settings]
+        if not readers:
+            continue
+        if readers == ["model"]:
+            readers = _decided_by_model(key, stages)
+            if not readers:
+                continue
+            found = f"decides what {readers[0]} made, which is not in stages"
+        elif any(step in stages for step in readers):
+            continue
+        else:
+            found = f"is only read by {' and '.join(readers)}, which is not in stages"
+        wanted = ",".join(step.name for step in TABLE if step.name in {*stages, *readers})
+        raise Refused(key, found, f"leave {key} out, or add the stage: 'stages=[{wanted}]'")
+
+
+def _decided_by_model(key: str, stages: tuple[str, ...]) -> list[str]:
+    """Return the unselected steps that a selected one builds on and that depend on `key`."""
+    taken = {name for step in TABLE if step.name in stages for name in step.upstream} - {*stages}
+    return [step.name for step in TABLE
+            if step.name in taken and "model" in step.upstream and _depends(step, key)]  # fmt: skip
+
+
+def _depends(step: Step, key: str) -> bool:
+    return not step.tokenizer_only or key in _TOKENIZER
