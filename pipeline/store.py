@@ -169,13 +169,19 @@ class Store:
             try:
                 first = self._read(entry.stage, entry.key)
             except Damaged:
-                aside = self.root / ".partial" / _unique(f"damaged-{entry.stage}-{entry.key}")
-                os.rename(entry.directory, aside)  # noqa: PTH104  (what the fault tests count)
-                _log.warning("the damaged %s lies in %s now", entry.directory, aside)
-                continue
-            if first is not None:
-                self.discard(staging)
-                return first
+                self._set_aside(entry)
+            else:
+                if first is not None:
+                    self.discard(staging)
+                    return first
+
+    def _set_aside(self, entry: Entry) -> None:
+        aside = self.root / ".partial" / _unique(f"damaged-{entry.stage}-{entry.key}")
+        aside.parent.mkdir(exist_ok=True)
+        # Another process may have been faster.
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(entry.directory, aside)  # noqa: PTH104  (what the fault tests count)
+            _log.warning("the damaged %s lies in %s now", entry.directory, aside)
 
 
 def _unique(prefix: str) -> str:

@@ -391,3 +391,26 @@ def test_full_disk_names_path_and_bytes(store: Store, monkeypatch) -> None:
     assert f"needed {needed} bytes, free " in refused.value.found
     assert "outputs=" in refused.value.mend
     assert refused.value.exit_code == 3
+
+
+def test_all_is_on_the_disk_before_it_is_named(store: Store, monkeypatch) -> None:
+    """Every file and folder of an entry is synced before the rename, the folder above after it."""
+    synced: list[int] = []
+    at_rename: list[list[int]] = []
+    real_fsync, real_rename = os.fsync, os.rename
+
+    def fsync(descriptor: int) -> None:
+        real_fsync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    def rename(source: Path, target: Path) -> None:
+        at_rename.append(list(synced))
+        real_rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    entry = commit(store)
+    inside = {path.stat().st_ino for path in [entry.directory, *entry.directory.rglob("*")]}
+    assert inside <= set(at_rename[0])
+    assert at_rename[0][-1] == store.root.stat().st_ino
+    assert synced[-1] == entry.directory.parent.stat().st_ino
