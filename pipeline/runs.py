@@ -81,13 +81,10 @@ def _ls(options: argparse.Namespace) -> None:
     if options.json:
         _print_json({"format": FORMAT, "runs": [asdict(row) for row in rows]})
     elif not rows:
-        _console().print(_nothing_yet(options.outputs))
+        _print(_nothing_yet(options.outputs))
     else:
-        console = _console()
-        console.print(_list(rows))
-        for row in rows:
-            if row.status == UNREADABLE:
-                console.print(f"{UNREADABLE}: {row.error}")
+        unreadable = (row.error for row in rows if row.status == UNREADABLE)
+        _print(_list(rows), *(f"{UNREADABLE}: {error}" for error in unreadable))
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -97,7 +94,7 @@ def _show(options: argparse.Namespace) -> None:
         newest = newest_run(options.outputs, options.name)
         if newest is None:
             _refuse_unknown_name(options)
-            _console().print(_nothing_yet(options.outputs))
+            _print(_nothing_yet(options.outputs))
             return
         directory = newest
     run = read_run(directory)
@@ -105,17 +102,18 @@ def _show(options: argparse.Namespace) -> None:
     if options.json:
         _print_json({**run, "directory": str(directory), "status": status})
         return
-    console = _console()
-    console.print(_head(directory, run, status))
-    sections = [("stages", _stages(run)), ("metrics", _pairs(run["metrics"]))]
-    sections += [("environment", _pairs(flat(run["environment"])))]
+    sections = {
+        "stages": _stages(run),
+        "metrics": _pairs(run["metrics"]),
+        "environment": _pairs(flat(run["environment"])),
+    }
     if options.config:
-        sections += [("config", _pairs(flat(run["config"])))]
-    for title, table in sections:
+        sections["config"] = _pairs(flat(run["config"]))
+    parts: list[Table | Text | str] = [_head(directory, run, status)]
+    for title, table in sections.items():
         if table.row_count:
-            console.print()
-            console.print(title, style="bold")
-            console.print(table)
+            parts += ["", Text(title, style="bold"), table]
+    _print(*parts)
 
 
 def _refuse_unknown_name(options: argparse.Namespace) -> None:
@@ -135,11 +133,10 @@ def _nothing_yet(outputs: Path) -> str:
 
 def _list(rows: Sequence[Overview]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("run", no_wrap=True)
-    for column in ("status", "model", "data", "adapter"):
-        table.add_column(column)
+    for column in ("run", "status", "model", "data", "adapter"):
+        table.add_column(column, no_wrap=column not in ("model", "data"), overflow="fold")
     for column in ("valid.loss", "tok/s", "took", "started"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.run,
@@ -156,24 +153,21 @@ def _list(rows: Sequence[Overview]) -> Table:
 
 
 def _head(directory: Path, run: Mapping[str, Any], status: str) -> Table:
-    seconds = seconds_taken(run, status)
-    took = (
-        ""
-        if seconds is None
-        else f", {'for' if status == 'running' else 'took'} {duration(seconds)}"
-    )
-    peak = run.get("peak_memory_bytes")
+    seconds, peak = seconds_taken(run, status), run.get("peak_memory_bytes")
+    started = age(run["started"])
+    if seconds is not None:
+        started += f", {'for' if status == 'running' else 'took'} {duration(seconds)}"
+    model = {**(run.get("model") or {})}
+    about = [model.pop("path", None), *(f"{k} {v}" for k, v in model.items() if v is not None)]
     lines = {
         "run": shown_path(directory),
         "status": _coloured(status),
-        "started": age(run["started"]) + took,
+        "started": started,
         "command": shlex.join(map(str, run.get("command") or ())),
         "parent": run.get("parent"),
         "study": run.get("study"),
         "trial": run.get("trial"),
-        "model": ", ".join(
-            f"{k} {v}" for k, v in (run.get("model") or {}).items() if v is not None
-        ),
+        "model": ", ".join(str(part) for part in about if part is not None),
         "memory": f"{peak / 2**30:.2f} GiB at the peak" if peak else None,
         "error": run.get("error"),
     }
@@ -217,10 +211,14 @@ def _coloured(status: str) -> Text:
     return Text(status, style=_STYLES.get(status, "" if status in ("ran", "reused") else "red"))
 
 
-def _console() -> Console:
+def _print(*parts: Table | Text | str) -> None:
     # Into a file or a pipe every line stays whole; the width of a terminal is its own.
     width = None if sys.stdout.isatty() else 10_000
-    return Console(width=width, markup=False, highlight=False, emoji=False)
+    console = Console(width=width, markup=False, highlight=False, emoji=False)
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part)
+    sys.stdout.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
 
 
 def _print_json(value: Any) -> None:
