@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
 from pipeline import job, schema, sweep
@@ -21,11 +20,11 @@ from pipeline.compose import opened
 from pipeline.configure import configure
 from pipeline.errors import Interrupted, Refused
 from pipeline.job import Session
-from pipeline.overrides import Words, read
+from pipeline.overrides import Words, quoted, read
 from pipeline.parent import Parent
 from pipeline.schema import Config
 
-USAGE = "python -m pipeline [flags] [key=value ...]   (--help shows what there is)"
+USAGE = "%(prog)s [flags] [key=value ...]   (--help shows what there is)"
 
 Planned = tuple[Words, Config, Parent | None]
 
@@ -44,7 +43,7 @@ def main() -> None:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = get_args_parser()
-    parser.usage = USAGE
+    parser.prog, parser.usage = "python -m pipeline", USAGE
     args = parser.parse_intermixed_args(argv)
     modes = [args.run, args.multirun, args.cfg, args.info, args.shell_completion]
     if sum(map(bool, modes)) > 1:
@@ -78,11 +77,13 @@ def _check(args: argparse.Namespace) -> list[Planned]:
     with opened(args.config_dir, args.config_name or "config") as composer:
         words = read(args.overrides, composer.loader, sweeping=sweeping)
         composed = composer.compose(sweep.first(words))
+        if args.cfg and composed.config.run is not None:
+            raise Refused("--cfg", "does not show what run= adds", "dry_run=true does")
         if args.help or args.cfg or args.info:
-            if args.cfg and composed.config.run is not None:
-                raise Refused("--cfg", "does not show what run= adds", "dry_run=true does")
             return []
-        trials = sweep.combinations(words, composed, composer) if sweeping else [words]
+        if not sweeping:
+            return [(words, *configure(composed, words, composer))]
+        trials = sweep.combinations(words, composed, composer)
         return [(trial, *configure(composer.compose(trial), trial, composer)) for trial in trials]
 
 
@@ -103,7 +104,7 @@ def _pin(given: Sequence[str], words: Words, config: Config, parent: Parent | No
     """Fix what `run=` means: `latest` may move during a sweep, and the run's name is inherited."""
     if parent is None:
         return list(given)
-    directory = QuotedString(str(parent.directory.resolve()), Quote.single).with_quotes()
+    directory = quoted(str(parent.directory.resolve()))
     kept = [word for word in given if word.partition("=")[0] != "run"]
     name = [] if "name" in words.given else [f"name={config.name}"]
     return [*kept, f"run={directory}", *name]

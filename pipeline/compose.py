@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
@@ -41,7 +41,7 @@ class Composer:
     def __init__(self, loader: ConfigLoader, config_name: str) -> None:
         self.loader = loader
         self.config_name = config_name
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._composed: dict[tuple[str, ...], Composed] = {}
 
     def compose(self, words: Words) -> Composed:
         """Return the configuration that `words` mean.
@@ -50,17 +50,20 @@ class Composer:
         """
         choices = words.choice_texts()
         if choices not in self._composed:
-            try:
-                self._composed[choices] = compose(
-                    self.config_name, list(choices), return_hydra_config=True
-                )
-            # Hydra raises ValueError for some malformed options.
-            except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-                raise mistakes.explain(error, self.loader) from None
-        config = copy.deepcopy(self._composed[choices])
+            self._composed[choices] = self._compose(choices)
+        composed = self._composed[choices]
+        composed = replace(composed, config=copy.deepcopy(composed.config))
+        self.apply(words.values, composed.config)
+        return composed
+
+    def _compose(self, choices: tuple[str, ...]) -> Composed:
+        try:
+            config = compose(self.config_name, list(choices), return_hydra_config=True)
+        # Hydra raises ValueError for some malformed options.
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            raise mistakes.explain(error, self.loader) from None
         with open_dict(config):
             hydra = config.pop("hydra")
-        self.apply(words.values, config)
         params = dict(hydra.sweeper.get("params") or {})
         return Composed(config=config, choices=dict(hydra.runtime.choices), params=params)
 

@@ -39,8 +39,11 @@ def _check_data(path: str) -> None:
 
 def _check_model(path: str) -> None:
     place = Path(path).expanduser()
-    if path == "tiny" or place.is_dir():
+    if path == "tiny" or (place / "config.json").is_file():
         return
+    if place.is_dir():
+        mend = "give a directory with config.json, *.safetensors and a tokenizer"
+        raise Refused("model.path", f"no config.json in {path!r}", mend)
     if place.exists():
         raise Refused("model.path", f"{path!r} is a file, expected a directory")
     if not _HUB_NAME.fullmatch(path):
@@ -62,6 +65,6 @@ def _neighbour(key: str, path: str, special: list[str]) -> str:
     """Suggest what lies in the same directory under a similar name."""
     place = Path(path).expanduser()
     names = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
-    near = closest(place.name, names)
+    near = closest(place.name, names, likeness=0.8)
     meant = str(Path(path).parent / near) if near else closest(path, special)
     return f"did you mean {key}={meant}?" if meant else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import math
 import sys
@@ -56,6 +57,7 @@ def run(cfg: DictConfig, session: Session) -> float:
         objective = _execute(cfg, session, command, trial)
     except Exception as error:
         code = report(error)
+        _remove_unbegun(Path(hydra.runtime.output_dir), Path(cfg.outputs).absolute())
     if sweeping:
         session.trials.append(
             Trial(
@@ -86,6 +88,17 @@ def _execute(cfg: DictConfig, session: Session, command: list[str], trial: int |
         config, directory=directory, command=command, parent=parent, trial=trial
     )
     return outcome.metrics.get(config.objective, math.nan)
+
+
+def _remove_unbegun(directory: Path, outputs: Path) -> None:
+    """Remove what Hydra made for a run that was refused before its record began."""
+    if (directory / "run.json").exists():
+        return
+    (directory / "pipeline.log").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a directory that holds something else
+        for place in (directory, *directory.parents):
+            if place.is_relative_to(outputs):
+                place.rmdir()
 
 
 def report(error: Exception) -> int:

@@ -11,10 +11,16 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from pipeline.errors import Refused
 from pipeline.overrides import Words, unknown_key, unknown_option
+from pipeline.resolved import flat
 from pipeline.schema import KEYS, expected
 
 
@@ -54,9 +60,7 @@ def _about_key(cause: OmegaConfBaseException, key: str, loader: ConfigLoader) ->
         if key.startswith("hydra."):
             return Refused(key, "no such key", "--cfg hydra shows all keys of Hydra")
         return unknown_key(key, loader.list_groups(""))
-    if key not in KEYS:
-        return Refused(key, said)
-    if not hasattr(cause, "value"):
+    if key not in KEYS or not isinstance(cause, ValidationError):
         return Refused(key, said)
     value = cause.value
     found = f"found {'null' if value is None else repr(value)}, expected {expected(key)}"
@@ -96,7 +100,8 @@ def origin(key: str, config_name: str, words: Words, loader: ConfigLoader) -> Pa
         if file is None:
             continue
         inner = key.removeprefix(f"{default.package}.") if default.package else key
-        if OmegaConf.select(OmegaConf.load(file), inner) is not None:
+        values = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        if isinstance(values, dict) and inner in flat({str(k): v for k, v in values.items()}):
             return file
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_origin
@@ -9,7 +10,7 @@ from typing import get_origin
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from pipeline.errors import Refused
@@ -87,7 +88,8 @@ def _check(
 
 def _parse(word: str, parser: OverridesParser) -> Override:
     try:
-        return parser.parse_overrides([word])[0]
+        with warnings.catch_warnings(action="ignore"):  # what is deprecated is refused below
+            return parser.parse_overrides([word])[0]
     except HydraException:
         key, equals, _ = word.partition("=")
         if not equals:
@@ -109,6 +111,11 @@ def _check_form(override: Override, *, exists: bool) -> None:
     if (override.is_add() or override.is_force_add()) and exists:
         mend = f"write {key}={_value_text(override)}"
         raise Refused(word, "every key exists already, so `+` has no use", mend)
+
+
+def quoted(text: str) -> str:
+    """Return `text` as a value that is read back as just this text."""
+    return str(QuotedString(text, Quote.single).with_quotes())
 
 
 def unknown_key(key: str, groups: Iterable[str], value: str | None = None) -> Refused:
@@ -137,9 +144,6 @@ def _check_option(override: Override, options: Sequence[str]) -> None:
         if isinstance(option, dict | list):
             mend = f"set one key at a time, such as {group}.<key>=<value>"
             raise Refused(group, "expected the name of an option", mend)
-        # Only the group that is empty by default can be emptied.
-        if option is None and group == "experiment":
-            continue
         name = "null" if option is None else str(_plain(option))
         if name not in options:
             raise unknown_option(group, name, options)

@@ -64,7 +64,7 @@ class Config:
 
 def register() -> None:
     """Make the schema known to Hydra, under the name that conf/config.yaml lists first."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="schema", node=Config, replace=True)
 
 
 def _keys() -> dict[str, Any]:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def closest(word: str, choices: Iterable[str]) -> str | None:
-    """Return the choice that `word` most likely misspells, or None."""
-    nearest = get_close_matches(word, sorted(choices), n=1, cutoff=0.6)
+def closest(word: str, choices: Iterable[str], likeness: float = 0.6) -> str | None:
+    """Return the choice that `word` most likely misspells, or None below `likeness` (0 to 1)."""
+    nearest = get_close_matches(word, sorted(choices), n=1, cutoff=likeness)
     return nearest[0] if nearest else None
 
 

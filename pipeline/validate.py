@@ -9,7 +9,7 @@ from pipeline import inputs, mistakes
 from pipeline.compose import Composed, Composer
 from pipeline.errors import Refused
 from pipeline.overrides import Words
-from pipeline.schema import Config
+from pipeline.schema import KEYS, Config
 from stages.errors import SettingError
 
 
@@ -43,8 +43,8 @@ def validate(
 
 
 def _require_all(composed: Composed) -> None:
-    missing, choices = sorted(OmegaConf.missing_keys(composed.config)), composed.choices
-    if missing:
+    unset, choices = OmegaConf.missing_keys(composed.config), composed.choices
+    if missing := [key for key in KEYS if key in unset]:
         key, *others = missing
         group = key.partition(".")[0]
         also = f" (nor {', '.join(others)})" if others else ""

@@ -1,0 +1,196 @@
+"""What the user can mend is refused at once, in three lines, and nothing is written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+REFUSED: list[tuple[str, str, str]] = [
+    # unknown keys and groups
+    ("lora.rnak=3", "lora.rnak", "did you mean lora.rank=3?"),
+    ("rank=16", "rank", "did you mean lora.rank=16?"),
+    ("lr=3e-5", "lr", "did you mean optimizer.learning_rate=3e-5?"),
+    ("lora.batch_size=4", "lora.batch_size", "did you mean train.batch_size=4?"),
+    ("path=rows.jsonl", "path", "data.path=rows.jsonl or model.path=rows.jsonl?"),
+    ("modle=tiny", "modle", "did you mean model=tiny?"),
+    ("xyzzy=1", "xyzzy", "--cfg job shows all keys"),
+    ("+foo=1", "foo", "no such key"),
+    ("++foo.bar=1", "foo.bar", "no such key"),
+    ("+lora.rnak=3", "lora.rnak", "did you mean lora.rank=3?"),
+    ("++lora.rank=3", "++lora.rank=3", "write lora.rank=3"),
+    ("~lora.rank", "~lora.rank", "set lora.rank to a value"),
+    ("lora.rank.x=3", "lora.rank.x", "no such key"),
+    ("model@lora=tiny", "model@lora=tiny", "write model=tiny"),
+    ("stages=extend_list(train)", "stages=extend_list(train)", "write it whole"),
+    ("hydra.rnu.dir=x", "hydra.rnu", "--cfg hydra"),
+    # types
+    ("lora.rank=q", "lora.rank", "found 'q', expected a whole number"),
+    ("lora.rank=1.5", "lora.rank", "found 1.5, expected a whole number"),
+    ("lora.rank=", "lora.rank", "found '', expected a whole number"),
+    ("lora.rank=[1,2]", "lora.rank", "expected a whole number"),
+    ("train.epochs=two", "train.epochs", "found 'two', expected a whole number"),
+    ("train.epochs=null", "train.epochs", "found null, expected a whole number"),
+    ("lora.type=x", "lora.type", "found 'x', expected one of lora, rslora"),
+    ("optimizer.nesterov=maybe", "optimizer.nesterov", "true or false"),
+    ("optimizer.betas=[0.9]", "optimizer.betas", "2 numbers in a list"),
+    ("lora.targets=q_proj", "lora.targets", "write 'lora.targets=[q_proj]'"),
+    ("stages=train", "stages", "write 'stages=[train]'"),
+    ("seed=${lora.rnk}", "seed", "lora.rnk"),
+    # ranges
+    ("lora.rank=0", "lora.rank", "found 0, expected at least 1"),
+    ("lora.dropout=1", "lora.dropout", "less than 1"),
+    ("seed=-1", "seed", "0 or more"),
+    ("name=../x", "name", "letters, digits"),
+    ("objective=test.loss", "objective", "validation rows"),
+    ("outputs=' '", "outputs", "expected a directory"),
+    ("stages=[]", "stages", "choose from prepare"),
+    ("stages=[fly]", "stages", "prepare, train"),
+    ("stages=[trian]", "stages", "did you mean train?"),
+    # options
+    ("model=tiyn", "model", "did you mean model=tiny?"),
+    ("model=./somewhere", "model", "did you mean model.path=./somewhere?"),
+    ("data=rows.jsonl", "data", "did you mean data.path=rows.jsonl?"),
+    ("sweeper=xyzzy", "sweeper", "expected one of grid"),
+    ("experiment=xyzzy", "experiment", "expected one of smoke"),
+    ("experiment=null", "experiment", "expected one of smoke"),
+    ("lora={rank:3}", "lora", "lora.<key>=<value>"),
+    # keys that an option does not use, or needs
+    ("optimizer=sgd optimizer.eps=1e-8", "optimizer.eps", "leave optimizer.eps out"),
+    ("optimizer.name=sgd", "optimizer.betas", "choose the option as a whole: optimizer=sgd"),
+    (
+        "optimizer.schedule=constant optimizer.final_fraction=0.1",
+        "optimizer.final_fraction",
+        "leave optimizer.final_fraction out",
+    ),
+    ("lora.rank=null", "lora.rank", "needs it"),
+    ("data=text", "data.path", "data=text needs it"),
+    ("model=local", "model.path", "model=local needs it"),
+    # what does not exist
+    ("data.path=nope.jsonl", "data.path", "no file or folder 'nope.jsonl'"),
+    ("data.path=sample", "data.path", "did you mean data.path=samples?"),
+    ("model.path=./nope", "model.path", "no directory './nope'"),
+    ("model.path=tinny", "model.path", "did you mean model.path=tiny?"),
+    ("model.path=a/b/c", "model.path", "owner/name"),
+    ("lora.stage=os.system", "lora.stage", "under `stages.`"),
+    ("lora.stage=stages.train.trian", "lora.stage", "did you mean stages.train.train?"),
+    ("lora.stage=stages.trian.train", "lora.stage", "did you mean stages.train?"),
+    ("lora.stage=stages.nope.x", "lora.stage", "no module 'nope'"),
+    ("data.stage=stages.settings.re", "data.stage", "no function 're'"),
+    ("run=latest", "run=latest", "has succeeded yet"),
+    ("run=nowhere", "run=nowhere", "no such run directory"),
+    ("run=latest experiment=smoke", "experiment", "cannot be combined with run="),
+    ("--config-dir nowhere", "--config-dir", "found no directory 'nowhere'"),
+    # what cannot be read
+    ("lora.rank=[1", "lora.rank=[1", "cannot be read as key=value"),
+    ("foo", "foo", "found no `=`"),
+    ("=3", "=3", "found no key"),
+    # sweeps
+    ("lora.rank=2,4", "lora.rank", "python -m pipeline -m lora.rank=2,4"),
+    ("stages=prepare,train", "stages", "'stages=[prepare,train]'"),
+    ("-m lora.rank=2,q", "lora.rank", "found 'q'"),
+    ("-m lora.rank=2,0", "lora.rank", "found 0"),
+    ("-m model=tiny,tiyn", "model", "did you mean model=tiny?"),
+    ("-m lora.rank=interval(2,4)", "lora.rank", "found an interval"),
+    ("-m name=a,b", "name", "a sweep has one value"),
+    # before a look at the configuration, too
+    ("--cfg job lora.rnak=3", "lora.rnak", "did you mean lora.rank=3?"),
+    ("--help lora.rank=q", "lora.rank", "expected a whole number"),
+    ("--cfg job run=latest", "--cfg", "dry_run=true"),
+    ("dry_run=true lora.rank=0", "lora.rank", "at least 1"),
+]
+
+
+@pytest.fixture(scope="module")
+def ends(commands):
+    """Every refused command line, run once."""
+    lines = [line.split(" ") if line != "outputs=' '" else [line] for line, _, _ in REFUSED]
+    return dict(zip([line for line, _, _ in REFUSED], commands(*lines), strict=True))
+
+
+@pytest.mark.parametrize(("line", "where", "said"), REFUSED, ids=[line for line, _, _ in REFUSED])
+def test_refused_in_three_lines_before_anything_is_written(ends, line, where, said):
+    """Exit code 1, the key, what mends it, no trace on disk, no MLX."""
+    end = ends[line]
+    assert end.code == 1, end.err
+    assert end.err.startswith(f"error: {where}: ")
+    assert said in end.err
+    assert len(end.err.splitlines()) <= 3
+    assert "full_key" not in end.err
+    assert "To append" not in end.err
+    assert end.out == ""
+    assert end.made == []
+    assert not end.mlx
+
+
+def test_a_process_refuses_alike(tmp_path):
+    """`python -m pipeline`, started as a person does, exits with 1 and the same lines."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "lora.rnak=3"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: lora.rnak: no such key\n  did you mean lora.rank=3?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ["--nope", "-m --cfg job", "--resolve", "--config-path x"])
+def test_unknown_flags_exit_with_2(commands, line):
+    """Flags that do not exist or do not go together exit with 2 and the usage."""
+    [end] = commands(line.split())
+    assert end.code == 2
+    assert end.err.startswith("usage: python -m pipeline")
+    assert len(end.err.splitlines()) == 2
+    assert end.made == []
+
+
+FILES: dict[str, tuple[str, str, str]] = {
+    "key": ("lora:\n  rnak: 3\n", "lora.rnak", "did you mean lora.rank?"),
+    "type": ("lora:\n  rank: q\n", "lora.rank", "found 'q', expected a whole number"),
+    "range": ("lora:\n  rank: 0\n", "lora.rank", "found 0, expected at least 1"),
+    "stage": ("lora:\n  stage: os.system\n", "lora.stage", "under `stages.`"),
+    "reference": ("lora:\n  alpha: ${lora.x}\n", "lora.alpha", "lora.x"),
+    "option": ("defaults:\n  - override /model: tiyn\n", "model", "did you mean model=tiny?"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_mistake_in_the_users_own_file_names_the_file(commands, tmp_path, name):
+    """A wrong key or value in an option of --config-dir is found by its file and key."""
+    content, key, said = FILES[name]
+    options = tmp_path / "mine" / "experiment"
+    options.mkdir(parents=True)
+    (options / f"{name}.yaml").write_text(f"# @package _global_\n{content}")
+    [end] = commands(["--config-dir", str(tmp_path / "mine"), f"experiment={name}"])
+    assert end.code == 1, end.err
+    assert end.err.startswith(f"error: {options / name}.yaml: {key}: ")
+    assert said in end.err
+    assert len(end.err.splitlines()) <= 3
+    assert end.made == []
+
+
+def test_a_file_that_is_no_yaml_is_named_with_its_line(commands, tmp_path):
+    """A syntax error points at file and line."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "odd.yaml").write_text("# @package _global_\nlora: [\n")
+    [end] = commands(["--config-dir", str(tmp_path), "experiment=odd"])
+    assert end.code == 1
+    assert f"{tmp_path / 'experiment' / 'odd.yaml'}:3: " in end.err
+
+
+def test_an_option_named_like_ours_is_refused(commands, tmp_path):
+    """An own file that a built-in option would hide is refused instead of ignored."""
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "lora.yaml").write_text("rank: 4\n")
+    [end] = commands(["--config-dir", str(tmp_path)])
+    assert end.code == 1
+    assert "give the file another name" in end.err
