@@ -6,11 +6,12 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +34,10 @@ from pipeline.summary import age, shown_path
 from pipeline.terminal import duration
 
 FORMAT = 1
+_GAP = 2
+_RIGHT = ("valid.loss", "tok/s", "took", "started")
+_FIRST_LEFT_OUT = ("took", "started", "tok/s", "data", "model")
+"""Columns of `ls` that a narrow terminal does without."""
 _STYLES = {"succeeded": "green", "running": "cyan", "interrupted": "yellow"}
 
 
@@ -132,24 +137,32 @@ def _nothing_yet(outputs: Path) -> str:
 
 
 def _list(rows: Sequence[Overview]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("run", "status", "model", "data", "adapter"):
-        table.add_column(column, no_wrap=column not in ("model", "data"), overflow="fold")
-    for column in ("valid.loss", "tok/s", "took", "started"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row.run,
-            _coloured(row.status),
-            row.model or "-",
-            row.data or "-",
-            row.adapter or "-",
-            _number(row.metrics.get("valid.loss", "-")),
-            _number(row.metrics.get("train.tokens_per_second", "-")),
-            "-" if row.seconds is None else duration(row.seconds),
-            age(row.started) if row.started else "-",
-        )
+    lines = [_cells(row) for row in rows]
+    widths = {name: max(len(name), *(len(cells[name]) for cells in lines)) for name in lines[0]}
+    for name in _FIRST_LEFT_OUT:
+        if sum(widths.values()) + _GAP * len(widths) > _width():
+            del widths[name]
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, _GAP, 0, 0))
+    for name in widths:
+        justify: Literal["left", "right"] = "right" if name in _RIGHT else "left"
+        table.add_column(name, justify=justify, no_wrap=name != "data", overflow="fold")
+    for cells in lines:
+        table.add_row(*(_coloured(cells[n]) if n == "status" else cells[n] for n in widths))
     return table
+
+
+def _cells(row: Overview) -> dict[str, str]:
+    return {
+        "run": row.run,
+        "status": row.status,
+        "model": row.model or "-",
+        "data": row.data or "-",
+        "adapter": row.adapter or "-",
+        "valid.loss": _number(row.metrics.get("valid.loss", "-")),
+        "tok/s": _number(row.metrics.get("train.tokens_per_second", "-")),
+        "took": "-" if row.seconds is None else duration(row.seconds),
+        "started": age(row.started) if row.started else "-",
+    }
 
 
 def _head(directory: Path, run: Mapping[str, Any], status: str) -> Table:
@@ -175,7 +188,7 @@ def _head(directory: Path, run: Mapping[str, Any], status: str) -> Table:
 
 
 def _stages(run: Mapping[str, Any]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, _GAP, 0, 0))
     for column in ("stage", "key", "status"):
         table.add_column(column)
     for column in ("seconds", "peak"):
@@ -193,7 +206,7 @@ def _stages(run: Mapping[str, Any]) -> Table:
 
 
 def _pairs(values: Mapping[str, Any]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, _GAP, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in values.items():
@@ -211,10 +224,13 @@ def _coloured(status: str) -> Text:
     return Text(status, style=_STYLES.get(status, "" if status in ("ran", "reused") else "red"))
 
 
+def _width() -> int:
+    # Into a file or a pipe every line stays whole.
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+
+
 def _print(*parts: Table | Text | str) -> None:
-    # Into a file or a pipe every line stays whole; the width of a terminal is its own.
-    width = None if sys.stdout.isatty() else 10_000
-    console = Console(width=width, markup=False, highlight=False, emoji=False)
+    console = Console(width=_width(), markup=False, highlight=False, emoji=False)
     with console.capture() as captured:
         for part in parts:
             console.print(part)

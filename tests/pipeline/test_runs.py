@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -247,14 +248,20 @@ def test_reader_may_leave_early(arguments: str) -> None:
     assert (done.stderr, done.returncode) == (b"", 0)
 
 
-def test_terminal_shows_colours_and_whole_names(capsys, monkeypatch) -> None:
-    """On a terminal of 100 columns status is coloured and run, status and figures are whole."""
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_terminal_shows_colours_and_whole_names(capsys, monkeypatch, columns: int) -> None:
+    """On a terminal the status is coloured; a narrow one does without columns, not without
+    names."""
     run(f"runs/a/{STAMP}1")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     shown = output(capsys, "ls")
     assert "\x1b[32msucceeded" in shown
     assert f"a/{STAMP}1 " in shown
-    assert "4,321" in shown
+    plain = re.sub(r"\x1b\[\d*m", "", shown).splitlines()
+    assert len(plain) == 2
+    assert max(map(len, plain)) <= columns
+    assert "1.25" in plain[1]
+    assert ("just now" in plain[1]) == (columns >= 100)
