@@ -1,0 +1,138 @@
+"""Adapter files that `mlx_lm.load(adapter_path=…)` and `mlx_lm.generate` open as they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+from safetensors.numpy import save_file
+
+from stages.errors import InputError
+from stages.lora.bank import Bank, Parameters, attach
+from stages.lora.layers import AdapterShape, linear_dims
+from stages.lora.targets import Targets, linear_layers, select
+
+FORMAT = 1
+WEIGHTS_FILE = "adapters.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+def save_adapter(
+    directory: Path,
+    adapter: Parameters,
+    shape: AdapterShape,
+    targets: Targets,
+    extra: Mapping[str, Any],
+) -> None:
+    """Write one adapter; equal arguments give equal bytes. `extra` is added to its configuration.
+
+    Tensors: `<path>.lora_a` (in, rank) and `<path>.lora_b` (rank, out), float32.
+    """
+    tensors = {f"{path}.{name}": np.array(value)
+               for path, weights in adapter.items() for name, value in weights.items()}  # fmt: skip
+    save_file(dict(sorted(tensors.items())), directory / WEIGHTS_FILE, {"format": "mlx"})
+    config = {
+        **extra,
+        "format": FORMAT,
+        "fine_tune_type": "lora",
+        "num_layers": targets.num_layers,
+        "lora_parameters": {
+            "rank": shape.rank,
+            "scale": shape.scale,
+            "dropout": shape.dropout,
+            "keys": list(targets.keys),
+        },
+    }
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def load_adapter(model: nn.Module, directory: Path) -> Bank:
+    """Put the adapter in `directory` on `model`; ours and mlx-lm's own load alike.
+
+    Raises InputError with the name of every tensor that is missing, unknown or of a wrong shape.
+    """
+    config = _read_config(directory / CONFIG_FILE)
+    parameters = config["lora_parameters"]
+    shape = AdapterShape(parameters["rank"], parameters["scale"], parameters.get("dropout", 0.0))
+    tensors = _read_tensors(directory / WEIGHTS_FILE)
+    targets = _targets(model, config, tensors)
+    _check_tensors(directory / WEIGHTS_FILE, model, targets, shape.rank, tensors)
+    bank = attach(model, targets, [shape])
+    adapter = {path: {name: tensors[f"{path}.{name}"].astype(mx.float32)
+                      for name in ("lora_a", "lora_b")} for path in targets.paths}  # fmt: skip
+    bank.update(bank.join([adapter]))
+    return bank
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file", "name a directory with an adapter") from None
+    except ValueError as error:
+        raise InputError(str(path), f"not JSON ({error})", "train the adapter again") from None
+    if not isinstance(config, dict) or not isinstance(config.get("format", FORMAT), int):
+        raise InputError(str(path), "not the configuration of an adapter")
+    if config.get("format", FORMAT) > FORMAT:
+        raise InputError(str(path), f"format {config['format']}, but {FORMAT} is the newest known",
+                         "update mlx-lora-pipeline")  # fmt: skip
+    kind = config.get("fine_tune_type", "lora")
+    if kind != "lora":
+        raise InputError(str(path), f"fine_tune_type {kind!r}, expected 'lora'")
+    parameters = config.get("lora_parameters")
+    if not isinstance(parameters, dict) or not {"rank", "scale"} <= parameters.keys():
+        raise InputError(str(path), "lora_parameters has no rank or no scale")
+    return config
+
+
+def _read_tensors(path: Path) -> dict[str, mx.array]:
+    if not path.is_file():
+        raise InputError(str(path), "no such file", "name a directory with an adapter")
+    try:
+        tensors = mx.load(str(path))
+    except RuntimeError as error:
+        raise InputError(str(path), f"not a safetensors file ({error})") from None
+    return cast("dict[str, mx.array]", tensors)
+
+
+def _targets(model: nn.Module, config: dict[str, Any], tensors: Mapping[str, Any]) -> Targets:
+    # mlx-lm's own reading of num_layers: the last so many; none, too many or -1 takes all.
+    count = max(config.get("num_layers", 0), 0)
+    layers = linear_layers(model, count)
+    keys = config["lora_parameters"].get("keys")
+    if keys is None:
+        named = {name.rpartition(".")[0] for name in tensors}
+        keys = {key for key, path, _ in layers if path in named}
+    return select(layers, set(keys).__contains__, count or len(model.layers))
+
+
+def _check_tensors(
+    path: Path, model: nn.Module, targets: Targets, rank: int, tensors: Mapping[str, mx.array]
+) -> None:
+    modules = dict(model.named_modules())
+    expected: dict[str, tuple[int, ...]] = {}
+    for target in targets.paths:
+        input_dims, output_dims = linear_dims(modules[target])
+        expected[f"{target}.lora_a"] = (input_dims, rank)
+        expected[f"{target}.lora_b"] = (rank, output_dims)
+    found = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
+    found += [f"unknown {name}" for name in sorted(tensors.keys() - expected.keys())]
+    found += [
+        f"{name} is {tensors[name].shape}, expected {shape}"
+        for name, shape in sorted(expected.items())
+        if name in tensors and tensors[name].shape != shape
+    ]
+    stored = {value.shape[-1] for name, value in tensors.items() if name.endswith(".lora_a")}
+    if stored and stored != {rank}:
+        ranks = ", ".join(map(str, sorted(stored)))
+        raise InputError(str(path), f"rank {ranks}, but {CONFIG_FILE} says {rank}")
+    if found:
+        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+        raise InputError(str(path), "; ".join(found[:4]) + more,
+                         "use the base model that this adapter was trained on")  # fmt: skip

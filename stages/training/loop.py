@@ -1,0 +1,182 @@
+"""The training loop, by optimizer steps: gradients, guard, update, validation, best adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+from numpy.typing import NDArray
+
+from stages.artifacts import Reporter
+from stages.data.rows import Rows
+from stages.errors import StageError, StopRequested
+from stages.lora.bank import Bank, Parameters
+from stages.settings import Optimizer, Train
+from stages.training.batches import (
+    Step,
+    count_steps,
+    dropout_keys,
+    training_steps,
+    validation_batches,
+)
+from stages.training.optimizers import learning_rate
+from stages.training.progress import Progress
+from stages.training.step import (
+    Gradients,
+    RowLosses,
+    Update,
+    compile_gradients,
+    compile_losses,
+    compile_update,
+    initial_states,
+)
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that a step changes; arrays are replaced, never written."""
+
+    parameters: Parameters
+    optimizers: list[Any]
+
+
+@dataclass(slots=True)
+class Best:
+    """The adapter to keep: the one with the lowest validation loss, else the newest."""
+
+    parameters: Parameters
+    step: int = 0
+    loss: float = math.inf
+
+
+def fit(
+    bank: Bank,
+    rows: Rows,
+    valid: Rows,
+    *,
+    optimizer: Optimizer,
+    train: Train,
+    seed: int,
+    report: Reporter,
+) -> tuple[Parameters, dict[str, float]]:
+    """Train the one adapter of `bank` and return its best weights with the run's metrics.
+
+    Raises StageError at a loss or gradient that is not finite, before it is applied, and
+    StopRequested when the run was asked to stop.
+    """
+    gradients, update = compile_gradients(bank), compile_update(bank, [optimizer])
+    losses = compile_losses(bank)
+    state = State(bank.parameters(), initial_states(bank, [optimizer]))
+    per_epoch, total = count_steps(rows, train)
+    progress = Progress(report, total, train.log_every)
+    best = Best(state.parameters)
+    before = validation_loss(losses, state.parameters, valid, train.batch_size)
+    if before is None:
+        report.log("no validation rows: the last adapter is kept")
+    else:
+        progress.validated(before, best=False)
+    validate_after = _validation_steps(per_epoch, total, train.validations_per_epoch)
+    clock = perf_counter()
+    for step in training_steps(rows, train, seed):
+        if report.stop_requested():
+            raise StopRequested
+        rate = learning_rate(optimizer, step.number, total)
+        keys = [dropout_keys(seed, step.epoch, batch.rows) if bank.has_dropout else None
+                for batch in step.batches]  # fmt: skip
+        loss, norm = take_step(gradients, update, state, step, keys, rate)
+        progress.add(step, loss, norm, rate, perf_counter() - clock)
+        if before is None:
+            best = Best(state.parameters, progress.steps)
+        elif progress.steps in validate_after:
+            found = validation_loss(losses, state.parameters, valid, train.batch_size)
+            _keep_best(best, state.parameters, found, progress)
+        clock = perf_counter()
+    metrics = progress.totals() | {"train.best_step": best.step}
+    if before is not None:
+        metrics |= {"valid.loss": best.loss, "valid.loss_before": before}
+    return bank.split(best.parameters)[0], metrics
+
+
+def take_step(
+    gradients: Gradients,
+    update: Update,
+    state: State,
+    step: Step,
+    keys: Sequence[NDArray[np.uint32] | None],
+    rate: float,
+) -> tuple[float, float]:
+    """Sum the gradients of all batches, apply them once, return (summed loss, gradient norm)."""
+    losses: list[mx.array] = []
+    total: Parameters = {}
+    for batch, row_keys in zip(step.batches, keys, strict=True):
+        loss, gradient = gradients(
+            state.parameters,
+            mx.array(batch.tokens),
+            mx.array(batch.supervised),
+            None if row_keys is None else mx.array(row_keys),
+        )
+        total = tree_map(mx.add, total, gradient) if total else gradient
+        # Start now: the activations of one batch are gone before those of the next.
+        mx.async_eval(total, loss)  # type: ignore[no-untyped-call]  # MLX has no stub for it
+        losses.append(loss)
+    counts = mx.array([max(step.supervised_tokens, 1)], mx.float32)
+    parameters, optimizers, norms = update(
+        state.parameters, total, state.optimizers, counts, mx.array([rate], mx.float32)
+    )
+    mx.eval(parameters, optimizers, norms)
+    where = f"train step {step.number + 1}"
+    loss_sum = _checked_sum(where, step.rows, losses)
+    (norm,) = np.array(norms).tolist()
+    if not math.isfinite(norm):
+        raise _not_finite(where, "gradient norm", norm, step.rows)
+    state.parameters, state.optimizers = parameters, optimizers
+    return loss_sum, norm
+
+
+def validation_loss(
+    losses: RowLosses, parameters: Parameters, valid: Rows, batch_size: int
+) -> float | None:
+    """Return the mean loss of all supervised tokens of the split; None where it has none."""
+    total, tokens = 0.0, 0
+    for batch in validation_batches(valid, batch_size):
+        found = losses(parameters, mx.array(batch.tokens), mx.array(batch.supervised))
+        total += _checked_sum("validation", batch.rows, [found])
+        tokens += batch.supervised_tokens
+    return total / tokens if tokens else None
+
+
+def _keep_best(best: Best, parameters: Parameters, loss: float | None, progress: Progress) -> None:
+    if loss is None:
+        return
+    better = loss < best.loss
+    if better:
+        best.parameters, best.step, best.loss = parameters, progress.steps, loss
+    progress.validated(loss, better)
+
+
+def _validation_steps(per_epoch: int, total: int, per_epoch_validations: int) -> set[int]:
+    """Return the steps (from 1) after which to validate: evenly in each epoch, and the last."""
+    within = {-(-per_epoch * i // per_epoch_validations)
+              for i in range(1, per_epoch_validations + 1)}  # fmt: skip
+    return {step for step in range(1, total) if (step - 1) % per_epoch + 1 in within} | {total}
+
+
+def _checked_sum(where: str, rows: Sequence[int], losses: Sequence[mx.array]) -> float:
+    """Sum the rows' losses in float64; raises StageError naming the rows that are not finite."""
+    values = np.concatenate([np.array(loss, dtype=np.float64) for loss in losses])
+    if not np.isfinite(values).all():
+        bad = [row for row, value in zip(rows, values, strict=True) if not math.isfinite(value)]
+        raise _not_finite(where, "loss", values.sum(), bad)
+    return float(values.sum())
+
+
+def _not_finite(where: str, what: str, value: float, rows: Sequence[int]) -> StageError:
+    named = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+    return StageError(where, f"{what} is {value} in rows {named}",
+                      "lower optimizer.learning_rate, or look at these rows")  # fmt: skip

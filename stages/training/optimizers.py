@@ -1,0 +1,83 @@
+"""The optimizers of `optimizer=…`, their learning rate, and gradient clipping."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlx.core as mx
+from mlx import optimizers
+from mlx.utils import tree_flatten, tree_map
+
+from stages.errors import SettingError
+from stages.settings import Optimizer
+
+
+class Muon(optimizers.Muon):  # type: ignore[misc]  # MLX's optimizers are untyped
+    """MLX's Muon with decoupled weight decay, as for AdamW; MLX's own adds it to the gradient.
+
+    Method: https://kellerjordan.github.io/posts/muon/, decay as in arXiv 2502.16982.
+    """
+
+    def __init__(self, learning_rate: float, decay: float, **options: Any) -> None:
+        super().__init__(learning_rate, weight_decay=0.0, **options)
+        self.decay = decay
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
+        """Shrink the parameter, then move it along the orthogonalised momentum."""
+        shrunk = parameter * (1 - self.learning_rate * self.decay)
+        moved: mx.array = super().apply_single(gradient, shrunk, state)
+        return moved
+
+
+def make_optimizer(settings: Optimizer) -> optimizers.Optimizer:
+    """Build MLX's optimizer from the settings; Adam and AdamW correct the bias of their moments."""
+    rate, decay = settings.learning_rate, settings.weight_decay
+    momentum = {"momentum": settings.momentum, "nesterov": settings.nesterov}
+    match settings.name:
+        case "adamw":
+            return optimizers.AdamW(rate, settings.betas, settings.eps, decay, bias_correction=True)
+        case "adam":
+            return optimizers.Adam(rate, settings.betas, settings.eps, bias_correction=True)
+        case "lion":
+            return optimizers.Lion(rate, settings.betas, decay)
+        case "muon":
+            return Muon(rate, decay or 0.0, **momentum)
+        case "adafactor":
+            # With a given learning rate the paper's own step sizes would scale it to near 0:
+            # lora_b starts at zero, and they are relative to the size of the weights.
+            return optimizers.Adafactor(
+                rate, (settings.eps, 1e-3), weight_decay=decay,
+                scale_parameter=False, relative_step=False,
+            )  # fmt: skip
+    if settings.nesterov and not settings.momentum:
+        raise SettingError("optimizer.nesterov", "found true without momentum",
+                           "set optimizer.momentum above 0")  # fmt: skip
+    return optimizers.SGD(rate, weight_decay=decay, **momentum)
+
+
+def learning_rate(settings: Optimizer, step: int, total_steps: int) -> float:
+    """Return the learning rate of `step` (from 0): linear warm-up, then the schedule.
+
+    The first step after the warm-up has the peak, the last one `final_fraction` of it.
+    """
+    warmup = min(round(settings.warmup_fraction * total_steps), total_steps - 1)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    done = (step - warmup) / max(total_steps - 1 - warmup, 1)
+    left = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    final = settings.final_fraction or 0.0
+    return settings.learning_rate * (final + (1 - final) * left)
+
+
+def clip(gradients: Any, max_norm: float | None) -> tuple[Any, mx.array]:
+    """Scale the gradients down to `max_norm`; returns them with the norm they had, float32."""
+    squares = [g.astype(mx.float32).square().sum() for _, g in tree_flatten(gradients)]
+    norm = mx.sqrt(mx.stack(squares).sum())
+    if max_norm is None:
+        return gradients, norm
+    # The 1e-6 is torch's and MLX's own.
+    factor = mx.minimum(max_norm / (norm + 1e-6), 1.0)
+    return tree_map(lambda g: g * factor, gradients), norm

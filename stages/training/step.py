@@ -1,0 +1,120 @@
+"""The two compiled functions of a step: gradients of some rows, and the update of K adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from stages.lora.bank import Bank, Parameters
+from stages.settings import Optimizer
+from stages.training.loss import row_losses
+from stages.training.optimizers import clip, make_optimizer
+
+Gradients = Callable[[Parameters, mx.array, mx.array, mx.array | None], tuple[mx.array, Parameters]]
+RowLosses = Callable[[Parameters, mx.array, mx.array], mx.array]
+Update = Callable[
+    [Parameters, Parameters, list[Any], mx.array, mx.array],
+    tuple[Parameters, list[Any], mx.array],
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(function: F) -> F:
+    """Compile a pure function on a GPU, with one trace per shape of its arguments.
+
+    Left alone on a CPU: MLX would run g++ once per fused kernel, 20 seconds for a first step, and
+    a step is no faster for it.
+    """
+    if mx.default_device() == mx.cpu:
+        return function
+    return cast("F", mx.compile(function))
+
+
+def compile_gradients(bank: Bank) -> Gradients:
+    """Return a function of (parameters, tokens, supervised, dropout keys of the rows or None).
+
+    It gives the summed loss of each row (B,) and the gradients of their sum.
+    """
+
+    def loss_sum(
+        parameters: Parameters,
+        tokens: mx.array,
+        supervised: mx.array,
+        row_keys: mx.array | None,
+    ) -> tuple[mx.array, mx.array]:
+        token_keys = None if row_keys is None else _token_keys(row_keys, tokens.shape[1] - 1)
+        bank.model.train()
+        with bank.using(parameters, dropout_keys=token_keys):
+            losses = row_losses(bank.model, tokens, supervised)
+        return losses.sum(), losses
+
+    with_gradients = mx.value_and_grad(loss_sum)
+
+    def gradients(*arguments: Any) -> tuple[mx.array, Parameters]:
+        (_, losses), result = with_gradients(*arguments)
+        return losses, result
+
+    return compiled(gradients)
+
+
+def compile_losses(bank: Bank) -> RowLosses:
+    """Return a function of (parameters, tokens, supervised) that gives the loss of each row."""
+
+    def losses(parameters: Parameters, tokens: mx.array, supervised: mx.array) -> mx.array:
+        bank.model.eval()
+        with bank.using(parameters):
+            return row_losses(bank.model, tokens, supervised)
+
+    return compiled(losses)
+
+
+def compile_update(bank: Bank, optimizers: Sequence[Optimizer]) -> Update:
+    """Return a function of (parameters, summed gradients, states, token counts, learning rates).
+
+    Counts and rates are (K,). Each adapter is divided by its own tokens, clipped and moved by its
+    own optimizer. Gives the new parameters, the new states and the norms (K,) before clipping.
+    """
+
+    def update(
+        parameters: Parameters,
+        gradients: Parameters,
+        states: list[Any],
+        counts: mx.array,
+        rates: mx.array,
+    ) -> tuple[Parameters, list[Any], mx.array]:
+        moved, new_states, norms = [], [], []
+        adapters = zip(optimizers, bank.split(parameters), bank.split(gradients), states,
+                       strict=True)  # fmt: skip
+        for k, (settings, adapter, gradient, state) in enumerate(adapters):
+            mean = tree_map(lambda g, count=counts[k]: g / count, gradient)
+            mean, norm = clip(mean, settings.max_grad_norm)
+            optimizer = make_optimizer(settings)
+            optimizer.state = tree_map(lambda leaf: leaf, state)
+            optimizer.learning_rate = rates[k]
+            moved.append(optimizer.apply_gradients(mean, adapter))
+            new_states.append(optimizer.state)
+            norms.append(norm)
+        return bank.join(moved), new_states, mx.stack(norms)
+
+    return compiled(update)
+
+
+def initial_states(bank: Bank, optimizers: Sequence[Optimizer]) -> list[Any]:
+    """Return the state of each adapter's optimizer before the first step."""
+    states = []
+    for settings, adapter in zip(optimizers, bank.split(bank.parameters()), strict=True):
+        optimizer = make_optimizer(settings)
+        optimizer.init(adapter)
+        states.append(optimizer.state)
+    return states
+
+
+def _token_keys(row_keys: mx.array, width: int) -> mx.array:
+    """Give each token of a row its own key: (B, T, 2)."""
+    position = mx.arange(width, dtype=mx.uint32)
+    offsets = mx.stack([mx.zeros_like(position), position], axis=1)
+    return row_keys[:, None, :] + offsets
