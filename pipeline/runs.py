@@ -36,7 +36,7 @@ from pipeline.terminal import duration
 FORMAT = 1
 _GAP = 2
 _RIGHT = ("valid.loss", "tok/s", "took", "started")
-_FIRST_LEFT_OUT = ("took", "started", "tok/s", "data", "model")
+_FIRST_LEFT_OUT = ("took", "started", "tok/s", "data", "model", "adapter")
 """Columns of `ls` that a narrow terminal does without."""
 _STYLES = {"succeeded": "green", "running": "cyan", "interrupted": "yellow"}
 
