@@ -82,7 +82,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, str, str]]:
             for number, line in enumerate(stream, start=1):
                 content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if content.strip():
-                    yield content, f"{path.name}:{number}", f"{path}:{number}"
+                    yield content.rstrip(b"\r\n"), f"{path.name}:{number}", f"{path}:{number}"
     except OSError as error:
         raise InputError(str(path), f"cannot be read ({error.strerror})") from error
 

@@ -116,7 +116,8 @@ def _event(
     dealt = pairs(split, TOGETHER if together else ALONE)
     title, day = pick(dealt, *draw, "title")
     other = pick([d for t, d in dealt if t == title and d != day], *draw, "other")
-    time, end = shuffled(times(split, title), *draw, "times")[:2]
+    time = pick(times(split, title), *draw, "time")
+    end = pick([each for each in times(split, title) if each != time], *draw, "end")
     if "{end}" in template:
         time, end = sorted((time, end))
     name = pick(names(split), *draw, "name") if together else None

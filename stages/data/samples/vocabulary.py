@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from typing import TypeVar
 
 T = TypeVar("T")
-
-SPLITS = ("train", "valid", "test")
 
 DAYS = ("today", "tomorrow", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday",
         "Sunday")  # fmt: skip
@@ -51,8 +50,6 @@ _NAMES = {
 
 _HELD_OUT_MINUTES = {"valid": (20, 55, 85, 100), "test": (40, 75, 110, 115)}
 
-_SHARES = {"train": 0.6, "valid": 0.2, "test": 0.2}
-
 
 def names(split: str) -> tuple[str, ...]:
     """Return the people of a split."""
@@ -67,31 +64,29 @@ def durations(split: str) -> tuple[int, ...]:
     return tuple(minutes for minutes in range(5, 155, 5) if minutes not in held_out)
 
 
-def times(split: str, title: str) -> list[str]:
+@cache
+def times(split: str, title: str) -> tuple[str, ...]:
     """Return the clock times of a split at which one does `title`.
 
     Every five minutes from 07:00 to 20:55 are dealt out to the splits.
     """
     every = [f"{hour:02}:{minute:02}" for hour in range(7, 21) for minute in range(0, 60, 5)]
     first, last = _HOURS.get(title, ("07:00", "20:55"))
-    return [time for time in _dealt(every, "times", split) if first <= time <= last]
+    return tuple(time for time in _dealt(every, "times", split) if first <= time <= last)
 
 
-def pairs(split: str, titles: Sequence[str]) -> list[tuple[str, str]]:
+@cache
+def pairs(split: str, titles: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Return (title, day) of a split: each title has some days in every split."""
-    return [(title, day) for title in titles for day in _dealt(DAYS, title, split)]
+    return tuple((title, day) for title in titles for day in _dealt(DAYS, title, split))
 
 
 def _dealt(items: Sequence[T], purpose: str, split: str) -> list[T]:
     """Return the share of `items` that belongs to `split`, in an order that has no pattern."""
     order = shuffled(items, purpose)
-    start = 0
-    for name in SPLITS:
-        size = round(len(items) * _SHARES[name])
-        if name == split:
-            return order[start:] if name == SPLITS[-1] else order[start : start + size]
-        start += size
-    raise KeyError(split)
+    size = round(len(order) / 5)
+    cuts = {"valid": (0, size), "test": (size, 2 * size), "train": (2 * size, len(order))}
+    return order[slice(*cuts[split])]
 
 
 def shuffled(items: Sequence[T], *purpose: object) -> list[T]:

@@ -1,0 +1,96 @@
+"""Templates of well-known models: a correct mask, or a refusal that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.data.encoder import open_encoder
+from stages.data.formats import Row
+from stages.errors import InputError
+from stages.models.tokenizer import load_tokenizer
+from stages.settings import Data
+
+FOLDER = Path(__file__).parents[4] / "shared" / "data" / "chat_templates"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no folder of chat templates here")
+
+# Name: special tokens, then what an answer is trained to say, for an answer of `Yes.`.
+CHATML = ["<|im_start|>", "<|im_end|>"]
+LLAMA_3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+PHI = ["<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+GRANITE = ["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"]
+MASKED = {
+    "qwen2.5-instruct": (CHATML, "Yes.<|im_end|>"),
+    "chatml": (CHATML, "Yes.<|im_end|>"),
+    "llama-3-instruct": (LLAMA_3, "Yes.<|eot_id|>"),
+    "gemma-it": (["<start_of_turn>", "<end_of_turn>"], "Yes.<end_of_turn>"),
+    "mistral-instruct": (["<s>", "</s>"], " Yes.</s>"),
+    "llama-2-chat": (["<s>", "</s>"], " Yes. </s>"),
+    "phi-3": (PHI, "Yes.<|end|>"),
+    "phi-3-small": (PHI, "Yes.<|end|>"),
+    "zephyr": (["</s>"], "Yes.</s>"),
+    "granite-3.0-instruct": (GRANITE, "Yes.<|end_of_text|>"),
+    "openchat-3.5": (["<s>", "<|end_of_turn|>"], " Yes.<|end_of_turn|>"),
+    "vicuna": (["<s>", "</s>"], " Yes.</s>"),
+    "alpaca": (["<s>", "</s>"], "Yes.</s>"),
+    "saiga": (["<s>", "</s>"], "Yes.</s>"),
+}
+ENDLESS = ("amberchat", "chatqa", "falcon-instruct", "solar-instruct")
+
+
+def load(name: str) -> str:
+    """Read a template; those laid out over lines are meant to be joined, as their README says."""
+    source = (FOLDER / f"{name}.jinja").read_text()
+    if name in ("qwen2.5-instruct", "granite-3.0-instruct"):
+        return source
+    return source.replace("    ", "").replace("\n", "")
+
+
+def encode(model: Path, *turns: str) -> tuple[Any, list[int], list[int]]:
+    roles = ("user", "assistant") * len(turns)
+    messages = [{"role": role, "content": words} for role, words in zip(roles, turns, strict=False)]
+    settings = Data(
+        stage="stages.prepare.prepare", path="x", format="chat", supervise="assistant",
+        max_seq_length=512, overlong="drop", valid_fraction=0, test_fraction=0,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(model)
+    row = Row({"messages": messages}, "rows.jsonl:7", "rows.jsonl:7")
+    ((tokens, mask),) = open_encoder(settings, tokenizer, model).encode([row])
+    return tokenizer, tokens.tolist(), mask.tolist()
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_known_template_trains_every_answer_to_its_end(
+    name: str, byte_model: Callable[..., Path]
+) -> None:
+    """All that is trained is the answers, each with the token that ends it."""
+    special, answer = MASKED[name]
+    bos = next((token for token in special if token in ("<s>", "<|begin_of_text|>")), None)
+    model = byte_model(load(name), special=special, eos=special[-1], bos=bos)
+    tokenizer, ids, mask = encode(model, f"Is {special[-1]} text?", "Yes.", "Sure?", "Yes.")
+    trained = [token for token, flag in zip(ids, mask, strict=True) if flag]
+    assert tokenizer.decode(trained) == answer * 2
+    end = tokenizer.convert_tokens_to_ids(special[-1])
+    # The users' turns of zephyr and granite end with the same token; the spelled one is plain text.
+    assert ids.count(end) == tokenizer.apply_chat_template(
+        [{"role": r, "content": "x"} for r in ("user", "assistant") * 2], return_dict=False
+    ).count(end)
+    assert mask[-1] == 1
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_template_without_an_end_token_is_refused(
+    name: str, byte_model: Callable[..., Path]
+) -> None:
+    """A model trained on answers that never end would never stop."""
+    model = byte_model(load(name), special=["<s>", "</s>"], eos="</s>", bos="<s>")
+    with pytest.raises(InputError, match=r"an answer of rows\.jsonl:7 does not end with a token"):
+        encode(model, "Is it?", "Yes.")
+
+
+def test_every_template_of_the_folder_is_covered() -> None:
+    """No template is forgotten when the folder grows."""
+    assert {file.stem for file in FOLDER.glob("*.jinja")} == {*MASKED, *ENDLESS}

@@ -1,0 +1,260 @@
+"""Token ids and loss masks, against sequences written by hand and a renderer of its own."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.data.encoder import open_encoder
+from stages.data.formats import Row
+from stages.errors import InputError
+from stages.models.tokenizer import load_tokenizer
+from stages.settings import Data
+
+START, END = 256, 257
+NEWLINE = 10
+
+
+def data(**changes: Any) -> Data:
+    values: dict[str, Any] = {
+        "stage": "stages.prepare.prepare", "path": "x", "format": "chat", "supervise": "assistant",
+        "max_seq_length": 512, "overlong": "drop", "valid_fraction": 0.1, "test_fraction": 0.1,
+    }  # fmt: skip
+    return Data(**values | changes)
+
+
+def chat(*turns: tuple[str, str]) -> Row:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return Row({"messages": messages}, "rows.jsonl:1", "rows.jsonl:1")
+
+
+def encode(model: Path, *rows: Row, **changes: Any) -> list[tuple[list[int], list[int]]]:
+    encoder = open_encoder(data(**changes), load_tokenizer(model), model)
+    return [(tokens.tolist(), mask.tolist()) for tokens, mask in encoder.encode(rows)]
+
+
+@pytest.fixture(scope="module")
+def chatml(byte_model: Callable[..., Path]) -> Path:
+    return byte_model()
+
+
+HELLO = [
+    START, 117, 115, 101, 114, NEWLINE, 72, 105, END, NEWLINE,
+    START, 97, 115, 115, 105, 115, 116, 97, 110, 116, NEWLINE, 79, 107, 33, END,
+]  # fmt: skip
+"""user: Hi, assistant: Ok!"""
+
+
+def test_one_answer_gives_the_sequence_written_by_hand(chatml: Path) -> None:
+    """The answer and its end token are supervised; the newline after it is left out."""
+    row = chat(("user", "Hi"), ("assistant", "Ok!"))
+    assert encode(chatml, row) == [(HELLO, [0] * 21 + [1] * 4)]
+
+
+def test_supervise_all_takes_every_token_but_the_first(chatml: Path) -> None:
+    """With supervise=all the prompt is trained too, except the token that nothing predicts."""
+    row = chat(("user", "Hi"), ("assistant", "Ok!"))
+    assert encode(chatml, row, supervise="all") == [(HELLO, [0] + [1] * 24)]
+
+
+def test_every_answer_of_a_conversation_is_supervised(chatml: Path) -> None:
+    """Both answers are supervised with their end tokens, the user's turn between them is not."""
+    row = chat(("user", "Hi"), ("assistant", "Ok!"), ("user", "?"), ("assistant", "a"))
+    second = [NEWLINE, START, *b"user\n?", END, NEWLINE, START, *b"assistant\na", END]
+    mask = [0] * 21 + [1] * 4 + [0] * (len(second) - 2) + [1, 1]
+    assert encode(chatml, row) == [(HELLO + second, mask)]
+
+
+def test_an_unanswered_last_turn_is_left_out(chatml: Path) -> None:
+    """A user's turn after the last answer trains nothing and is cut off."""
+    row = chat(("user", "Hi"), ("assistant", "Ok!"), ("user", "Bye"))
+    assert encode(chatml, row) == [(HELLO, [0] * 21 + [1] * 4)]
+
+
+WORDS = st.lists(
+    st.sampled_from(["<|im_end|>", "<|im_start|>", "<|im_", "end|>", "\n", "\n\n", " ", "é",
+                     "{{ 1 }}", "\U000f0000", "assistant", "a", "𝄞"]),
+    max_size=6,
+).map("".join)  # fmt: skip
+CHATS = st.tuples(
+    st.lists(st.tuples(st.just("system"), WORDS), max_size=1),
+    st.lists(st.tuples(st.sampled_from(["user", "assistant"]), WORDS), max_size=4),
+).map(lambda parts: [*parts[0], ("user", "q"), *parts[1], ("assistant", "a")])
+
+
+@given(turns=CHATS, supervise_all=st.booleans())
+@settings(deadline=None, max_examples=150)
+def test_ids_and_mask_are_those_of_the_definition(
+    chatml: Path, turns: list[tuple[str, str]], supervise_all: bool
+) -> None:
+    """Whatever the turns hold, specials come from the template alone and answers are supervised."""
+    ids: list[int] = []
+    mask: list[int] = []
+    for role, content in turns:
+        head, body = [START, *f"{role}\n".encode()], [*content.encode(), END]
+        ids += [*head, *body, NEWLINE]
+        mask += [0] * len(head) + [int(role == "assistant")] * len(body) + [0]
+    if supervise_all:
+        mask = [0] + [1] * (len(ids) - 1)
+    supervise = "all" if supervise_all else "assistant"
+    # The newline after the last end token trains nothing.
+    assert encode(chatml, chat(*turns), supervise=supervise) == [(ids[:-1], mask[:-1])]
+
+
+def test_ids_are_those_of_apply_chat_template(byte_model: Callable[..., Path]) -> None:
+    """For turns without special text, the ids are what transformers makes for serving."""
+    model = byte_model(merges=[("a", "b"), ("ab", "ab"), ("\n", "\n")])
+    row = chat(("user", "abab\n\nab"), ("assistant", "ab"), ("user", "b"), ("assistant", "abab"))
+    expected = load_tokenizer(model).apply_chat_template(row.messages, return_dict=False)
+    assert encode(model, row)[0][0] == expected[:-1]
+
+
+def test_an_answer_never_merges_with_its_prompt(byte_model: Callable[..., Path]) -> None:
+    """Where prompt and answer would share a token, the prompt keeps the tokens it has alone."""
+    model = byte_model(merges=[("\n", "\n")])
+    ids, mask = encode(model, chat(("user", "x\n\ny"), ("assistant", "\nz")))[0]
+    merged, start, end = 256, 257, 258
+    head = [start, *b"user\nx", merged, ord("y"), end, NEWLINE, start, *b"assistant\n"]
+    assert ids == [*head, NEWLINE, ord("z"), end]
+    assert mask == [0] * len(head) + [1] * 3
+
+
+def test_a_template_that_rewrites_history_is_trained_as_it_renders(
+    byte_model: Callable[..., Path],
+) -> None:
+    """As Qwen3 does: only the last answer shows its empty thoughts; each answer ends at its end."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' and loop.last %}<think>{% endif %}{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    row = chat(("user", "p"), ("assistant", "a"), ("user", "q"), ("assistant", "b"))
+    ids, mask = encode(byte_model(template), row)[0]
+    trained = [token for token, flag in zip(ids, mask, strict=True) if flag]
+    assert trained == [ord("a"), END, *b"<think>b", END]
+
+
+def test_the_end_token_of_a_user_does_not_end_an_answer(byte_model: Callable[..., Path]) -> None:
+    """A template that closes users' turns but not answers is refused, though a stop follows."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.content }}"
+        "{% if m.role == 'user' %}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    row = chat(("user", "p"), ("assistant", "a"), ("user", "q"), ("assistant", "b"))
+    with pytest.raises(InputError, match=r"an answer of rows\.jsonl:1 does not end with a token"):
+        encode(byte_model(template), row)
+
+
+def test_a_template_whose_prompt_is_not_in_the_row_is_refused(
+    byte_model: Callable[..., Path],
+) -> None:
+    """A generation prompt that opens thoughts the row does not have is named, with the template."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    model = byte_model(template)
+    with pytest.raises(InputError) as caught:
+        encode(model, chat(("user", "p"), ("assistant", "a")))
+    assert caught.value.where == f"chat template of {model}"
+    assert (
+        caught.value.found
+        == "its prompt for messages[1] of rows.jsonl:1 does not begin the whole row"
+    )
+
+
+def test_a_template_that_refuses_a_row_names_row_and_reason(
+    byte_model: Callable[..., Path],
+) -> None:
+    """What the template raises is passed on, with the line of the row."""
+    template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(InputError, match=r"rows\.jsonl:1: .*System role not supported"):
+        encode(byte_model(template), chat(("user", "p"), ("assistant", "a")))
+
+
+def test_a_stop_token_may_be_named_by_the_generation_config(
+    byte_model: Callable[..., Path],
+) -> None:
+    """Gemma's case: the template closes answers with another token than the tokenizer's eos."""
+    model = byte_model(special=("<|im_start|>", "<|im_end|>", "<eos>"), eos="<eos>",
+                       config={"eos_token_id": [258, 257]})  # fmt: skip
+    assert encode(model, chat(("user", "Hi"), ("assistant", "Ok!")))[0][0] == HELLO
+    without = byte_model(special=("<|im_start|>", "<|im_end|>", "<eos>"), eos="<eos>")
+    with pytest.raises(InputError, match="does not end with a token that generation stops on"):
+        encode(without, chat(("user", "Hi"), ("assistant", "Ok!")))
+
+
+def test_the_date_in_a_template_is_the_same_every_day(byte_model: Callable[..., Path]) -> None:
+    """Llama 3.2's template asks for today's date; rows prepared tomorrow must not differ."""
+    template = (
+        "<|im_start|>{{ strftime_now('%d %b %Y') if strftime_now is defined else '' }}"
+        "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    ids, _ = encode(byte_model(template), chat(("user", "p"), ("assistant", "a")))[0]
+    assert bytes(ids[1:12]) == b"26 Jul 2024"
+    assert datetime.date.today() != datetime.date(2024, 7, 26)
+
+
+def test_truncation_and_padding_of_a_tokenizer_file_do_not_apply(
+    byte_model: Callable[..., Path],
+) -> None:
+    """A tokenizer.json that asks for 8 tokens neither shortens nor pads a row."""
+
+    def cramp(backend: Any) -> None:
+        backend.enable_truncation(8)
+        backend.enable_padding(length=64)
+
+    model = byte_model(edit=cramp)
+    rows = [chat(("user", "Hi"), ("assistant", "Ok!"))] * 2
+    assert [ids for ids, _ in encode(model, *rows)] == [HELLO, HELLO]
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings_of", "message"),
+    [
+        ({"template": None}, {}, "its tokenizer has no chat template; choose an instruct model"),
+        ({"eos": None}, {}, "names no token that ends a text; set eos_token"),
+        ({"eos": None, "config": {"eos_token_id": 257}}, {"format": "text", "supervise": "all"},
+         "names no token that ends a text; set eos_token"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_lacks_something_is_refused(
+    byte_model: Callable[..., Path],
+    changes: dict[str, Any],
+    settings_of: dict[str, Any],
+    message: str,
+) -> None:
+    """What is missing, and what to do about it, is said before any row is read."""
+    with pytest.raises(InputError, match=message):
+        encode(byte_model(**changes), chat(("user", "p"), ("assistant", "a")), **settings_of)
+
+
+def text(words: str) -> Row:
+    return Row({"text": words}, "rows.jsonl:1", "rows.jsonl:1")
+
+
+def test_a_text_ends_with_the_end_token_once(chatml: Path) -> None:
+    """The end token is appended unless the text spells it; the first token is no target."""
+    options: dict[str, Any] = {"format": "text", "supervise": "all"}
+    assert (
+        encode(chatml, text("hé"), text("hé<|im_end|>"), **options)
+        == [([104, 195, 169, END], [0, 1, 1, 1])] * 2
+    )
+
+
+def test_a_text_begins_as_the_tokenizer_begins_it(byte_model: Callable[..., Path]) -> None:
+    """A tokenizer that puts a start token in front does so here, as when it serves."""
+    from tokenizers.processors import TemplateProcessing
+
+    def begin(backend: Any) -> None:
+        backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+
+    model = byte_model(special=("<s>", "</s>"), bos="<s>", eos="</s>", edit=begin)
+    assert encode(model, text("a"), format="text", supervise="all") == [([256, 97, 257], [0, 1, 1])]
