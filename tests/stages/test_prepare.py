@@ -1,0 +1,257 @@
+"""The prepare stage as the pipeline calls it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stages.artifacts import BaseModel, Prepared
+from stages.data.rows import open_rows
+from stages.errors import InputError, StopRequested
+from stages.prepare import prepare
+from stages.settings import Data
+
+SPLITS = ("train", "valid", "test")
+WIKISQL = Path(__file__).parents[3] / "shared" / "data" / "wikisql"
+
+
+@pytest.fixture(scope="module")
+def model(byte_model: Callable[..., Path]) -> BaseModel:
+    return BaseModel(directory=byte_model(), dtype="float32")
+
+
+def data(path: object, **changes: Any) -> Data:
+    values: dict[str, Any] = {
+        "stage": "stages.prepare.prepare", "format": "chat", "supervise": "assistant",
+        "max_seq_length": 512, "overlong": "drop", "valid_fraction": 0.1, "test_fraction": 0.1,
+    }  # fmt: skip
+    return Data(path=str(path), **values | changes)
+
+
+def text_data(path: object, **changes: Any) -> Data:
+    return data(path, format="text", supervise="all", **changes)
+
+
+def write(path: Path, *texts: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(directory.iterdir())
+    }
+
+
+def kept(prepared: Prepared, split: str) -> list[dict[str, Any]]:
+    with (prepared.directory / f"{split}.jsonl").open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def test_a_folder_gives_tokens_rows_and_counts(
+    tmp_path: Path, model: BaseModel, diary: Any
+) -> None:
+    """Given splits are used as given, and every file and number agrees with the four texts."""
+    write(tmp_path / "in" / "train.jsonl", "hé", "abcdefgh")
+    write(tmp_path / "in" / "val.jsonl", "x")
+    write(tmp_path / "in" / "test.jsonl", "y")
+    report = diary()
+    out = tmp_path / "out"
+    result = prepare(text_data(tmp_path / "in", max_seq_length=8), 0, model=model, report=report,
+                     out=out)  # fmt: skip
+    assert result.directory == out
+    assert sorted(digests(out)) == [
+        "prepared.json", "test.jsonl", "test.safetensors", "train.jsonl", "train.safetensors",
+        "valid.jsonl", "valid.safetensors",
+    ]  # fmt: skip
+    tokens, supervised = open_rows(out, "train")[0]
+    assert (tokens.tolist(), supervised.tolist()) == ([104, 195, 169, 257], [0, 1, 1, 1])
+    assert kept(result, "train") == [{"text": "hé", "source": "train.jsonl:1"}]
+    assert kept(result, "valid") == [{"text": "x", "source": "val.jsonl:1"}]
+    assert result.metrics == {
+        "prepare.train.rows": 1.0, "prepare.train.tokens": 4.0,
+        "prepare.train.supervised_tokens": 3.0, "prepare.valid.rows": 1.0,
+        "prepare.valid.tokens": 2.0, "prepare.valid.supervised_tokens": 1.0,
+        "prepare.test.rows": 1.0, "prepare.test.tokens": 2.0,
+        "prepare.test.supervised_tokens": 1.0, "prepare.dropped_overlong": 1.0,
+    }  # fmt: skip
+    described = json.loads((out / "prepared.json").read_text())
+    assert described["format"] == 1
+    assert (described["data_format"], described["supervise"]) == ("text", "all")
+    assert described["splits"]["train"] == {
+        "rows": 1, "tokens": 4, "supervised_tokens": 3, "longest": 4, "dropped_overlong": 1,
+    }  # fmt: skip
+    assert described["stop_token_ids"] == [257]
+    assert described["chat_template_sha256"] is None
+    assert report.lines == [
+        "train: 1 rows, 4 tokens, 3 supervised, longest 4, 1 dropped as overlong",
+        "valid: 1 rows, 2 tokens, 1 supervised, longest 2",
+        "test: 1 rows, 2 tokens, 1 supervised, longest 2",
+    ]
+    assert report.steps[-1] == (4, 4)
+
+
+def test_the_bundled_conversations_are_prepared_whole(
+    tmp_path: Path, model: BaseModel, diary: Any
+) -> None:
+    """Every bundled row survives, and what is supervised is its answers with their end tokens."""
+    result = prepare(data("samples"), 0, model=model, report=diary(), out=tmp_path / "out")
+    for split, least in (("train", 600), ("valid", 100), ("test", 100)):
+        rows, texts = open_rows(result.directory, split), kept(result, split)
+        assert len(rows) == len(texts) == result.metrics[f"prepare.{split}.rows"] >= least
+        for index, text in enumerate(texts):
+            tokens, supervised = rows[index]
+            answers = [m["content"] for m in text["messages"] if m["role"] == "assistant"]
+            expected = b"".join(answer.encode() + b"\xff" for answer in answers)
+            trained = tokens[supervised == 1].tolist()
+            # Byte 255 never occurs in UTF-8, so it can stand for the end token.
+            assert bytes(255 if token == 257 else token for token in trained) == expected
+    template = (model.directory / "chat_template.jinja").read_bytes()
+    described = json.loads((result.directory / "prepared.json").read_text())
+    assert described["chat_template_sha256"] == hashlib.sha256(template).hexdigest()
+
+
+def test_the_same_rows_give_the_same_bytes_from_any_folder(
+    tmp_path: Path, model: BaseModel, diary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the clock nor the place of the data or of the model decides a byte; the seed does."""
+    texts = [f"text number {number}" for number in range(60)]
+    for place in ("a", "b/c"):
+        write(tmp_path / place / "train.jsonl", *texts)
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for path, seed, out in (("a", 7, "one"), (tmp_path / "b/c", 7, "two"), ("a", 8, "three")):
+        prepare(text_data(path), seed, model=model, report=diary(), out=tmp_path / out)
+        found.append(digests(tmp_path / out))
+    assert found[0] == found[1]
+    assert found[0]["train.safetensors"] != found[2]["train.safetensors"]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@given(texts=st.lists(TEXT.filter(str.strip), min_size=1, max_size=12), seed=st.integers(0, 9))
+@settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_no_row_is_lost_or_mixed_up(
+    tmp_path_factory: pytest.TempPathFactory,
+    model: BaseModel,
+    diary: Any,
+    texts: list[str],
+    seed: int,
+) -> None:
+    """All rows together are those that were given, and each row's tokens are its own text."""
+    folder = tmp_path_factory.mktemp("any")
+    file = write(folder / "mine.jsonl", *texts)
+    result = prepare(text_data(file), seed, model=model, report=diary(), out=folder / "out")
+    found: dict[str, str] = {}
+    for split in SPLITS:
+        rows = open_rows(result.directory, split)
+        for index, row in enumerate(kept(result, split)):
+            found[row["source"]] = row["text"]
+            *ids, _ = rows[index][0].tolist()
+            assert bytes(ids).decode() == row["text"]
+    assert found == {f"mine.jsonl:{n}": text for n, text in enumerate(texts, 1)}
+
+
+def test_a_missing_split_is_taken_from_train_and_a_given_one_is_not(
+    tmp_path: Path, model: BaseModel, diary: Any
+) -> None:
+    """With valid.jsonl there, only test rows leave train; a share of zero takes none."""
+    folder = tmp_path / "in"
+    write(folder / "train.jsonl", *(f"row {number}" for number in range(50)))
+    write(folder / "valid.jsonl", "row 0", "mine")
+    result = prepare(text_data(folder, test_fraction=0.3), 0, model=model, report=diary(),
+                     out=tmp_path / "a")  # fmt: skip
+    assert [row["text"] for row in kept(result, "valid")] == ["row 0", "mine"]
+    sizes = [len(kept(result, split)) for split in ("train", "test")]
+    assert sum(sizes) == 50
+    assert sizes[1] > 0
+    (folder / "valid.jsonl").unlink()
+    result = prepare(text_data(folder, valid_fraction=0, test_fraction=0), 0, model=model,
+                     report=diary(), out=tmp_path / "b")  # fmt: skip
+    assert [len(open_rows(tmp_path / "b", split)) for split in SPLITS] == [50, 0, 0]
+
+
+def test_an_overlong_row_stops_the_stage_where_asked(
+    tmp_path: Path, model: BaseModel, diary: Any
+) -> None:
+    """With overlong=error the row, its length and the limit are named."""
+    file = write(tmp_path / "rows.jsonl", "four", "fives")
+    options: dict[str, Any] = {"max_seq_length": 5, "overlong": "error", "valid_fraction": 0,
+                               "test_fraction": 0}  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        prepare(text_data(file, **options), 0, model=model, report=diary(), out=tmp_path / "out")
+    assert caught.value.where == f"{file}:2"
+    assert caught.value.found == "its row has 6 tokens, more than data.max_seq_length=5"
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_training_row_left_is_an_error(tmp_path: Path, model: BaseModel, diary: Any) -> None:
+    """Where every row is overlong there is nothing to train, and the limit is to blame."""
+    file = write(tmp_path / "rows.jsonl", "too long", "longer still")
+    with pytest.raises(InputError, match="none of 1 training rows fits in 4 tokens"):
+        prepare(text_data(file, max_seq_length=4), 0, model=model, report=diary(), out=tmp_path)
+
+
+def test_a_stop_request_ends_the_stage_between_batches(
+    tmp_path: Path, model: BaseModel, diary: Any
+) -> None:
+    """A stage that is asked to stop writes nothing."""
+    file = write(tmp_path / "rows.jsonl", *(f"row {number}" for number in range(2000)))
+    report = diary(stop_after=2)
+    with pytest.raises(StopRequested):
+        prepare(text_data(file), 0, model=model, report=report, out=tmp_path / "out")
+    assert len(report.steps) == 2
+    assert not (tmp_path / "out").exists()
+
+
+WITHOUT_MLX = """
+import sys
+sys.modules["mlx"] = sys.modules["mlx_lm"] = None
+from pathlib import Path
+from stages.artifacts import BaseModel
+from stages.prepare import prepare
+from stages.settings import Data
+
+class Silent:
+    log = progress = lambda *_: None
+    stop_requested = lambda _: False
+
+data = Data(stage="stages.prepare.prepare", path="samples", format="chat", supervise="assistant",
+            max_seq_length=512, overlong="drop", valid_fraction=0.1, test_fraction=0.1)
+prepare(data, 0, model=BaseModel(directory=Path(sys.argv[1]), dtype="float32"), report=Silent(),
+        out=Path(sys.argv[2]))
+"""
+
+
+def test_mlx_is_not_needed(tmp_path: Path, model: BaseModel) -> None:
+    """On a machine where MLX cannot be imported the bundled rows are prepared all the same."""
+    command = [sys.executable, "-c", WITHOUT_MLX, str(model.directory), str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(open_rows(tmp_path, "test")) >= 100
+
+
+@pytest.mark.skipif(not WIKISQL.is_dir(), reason="no WikiSQL files here")
+def test_wikisql_is_prepared_as_text(tmp_path: Path, model: BaseModel, diary: Any) -> None:
+    """Real rows: all 1,200 are kept, one token for each byte of UTF-8 and one for the end."""
+    result = prepare(text_data(WIKISQL), 0, model=model, report=diary(), out=tmp_path)
+    for split, count in (("train", 1000), ("valid", 100), ("test", 100)):
+        lines = (WIKISQL / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        texts = [json.loads(line)["text"] for line in lines]
+        lengths = [len(text.encode()) + 1 for text in texts if len(text.encode()) < 512]
+        assert open_rows(result.directory, split).lengths.tolist() == lengths
+        assert len(texts) == count
