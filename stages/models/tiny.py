@@ -15,6 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from stages.data.samples import rows
 from stages.models.words import WORDS
 
 _SEED = 20260501
@@ -108,7 +109,7 @@ def _weights() -> dict[str, np.ndarray]:
 
 
 def _tokenizer() -> Tokenizer:
-    """Train a byte-level BPE on the word list; digits stay single, so numbers are spelled out."""
+    """Train a byte-level BPE; digits stay single, so that numbers are spelled out."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
@@ -125,7 +126,10 @@ def _tokenizer() -> Tokenizer:
 
 
 def _text() -> Iterator[str]:
-    """Yield every word as often as a word of its rank occurs (Zipf), some at a sentence's start."""
+    """Yield the bundled conversations, then words as often as one of their rank occurs (Zipf)."""
+    for row in rows("train"):
+        for message in row["messages"]:
+            yield f"{message['role']}\n{message['content']}"
     words = WORDS.split()
     for rank, word in enumerate(words, start=1):
         count = 4 + len(words) // rank
