@@ -203,6 +203,17 @@ def test_stage_brings_its_entry(tmp_path: Path) -> None:
     assert (directory / "prepare" / "file").read_text() == "prepare"
 
 
+def test_reader_never_sees_a_part(tmp_path: Path) -> None:
+    """Who opened the record before a change reads the old one to its end."""
+    with (
+        start(tmp_path / "run") as record,
+        (tmp_path / "run" / "run.json").open() as reader,
+    ):
+        record.stage("train", "abc", "failed", None)
+        assert json.load(reader)["stages"] == {}
+        assert read_run(tmp_path / "run")["stages"].keys() == {"train"}
+
+
 def test_link_is_replaced(tmp_path: Path) -> None:
     """A stage made anew takes the place of the earlier link."""
     for key in ("a", "b"):

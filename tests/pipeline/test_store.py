@@ -412,5 +412,8 @@ def test_all_is_on_the_disk_before_it_is_named(store: Store, monkeypatch) -> Non
     entry = commit(store)
     inside = {path.stat().st_ino for path in [entry.directory, *entry.directory.rglob("*")]}
     assert inside <= set(at_rename[0])
+    manifest = (entry.directory / "manifest.json").stat().st_ino
+    after_manifest = at_rename[0][at_rename[0].index(manifest) :]
+    assert entry.directory.stat().st_ino in after_manifest
     assert at_rename[0][-1] == store.root.stat().st_ino
     assert synced[-1] == entry.directory.parent.stat().st_ino
