@@ -1,0 +1,126 @@
+"""Every option composes, and what a configuration means is typed and complete."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+
+import conf
+from pipeline import schema
+from pipeline.compose import opened
+from pipeline.configure import configure
+from pipeline.errors import Refused
+from pipeline.overrides import read
+from pipeline.schema import KEYS, Config, expected
+from stages.settings import GROUPS, from_values
+
+CONF = Path(conf.__file__).parent
+COMPOSED = {spec.name for spec in fields(Config)} | {"experiment"}
+OPTIONS = sorted(
+    (f.parent.name, f.stem) for f in CONF.glob("*/*.yaml") if f.parent.name in COMPOSED
+)
+NEEDED = {"model": "model.path=tiny", "data": "data.path=samples"}
+
+
+def settled(*words: str) -> Config:
+    """Compose and validate the configuration of a command line."""
+    schema.register()
+    with opened(None, "config") as composer:
+        given = read(words, composer.loader, sweeping=False)
+        return configure(composer.compose(given), given, composer)[0]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_validates(group, option):
+    """Each option of each group gives a whole configuration, once its mandatory path is given."""
+    needed = [NEEDED[group]] if option in ("local", "chat", "text") else []
+    config = settled(f"{group}={option}", *needed)
+    assert isinstance(config, Config)
+
+
+@pytest.mark.parametrize("option", sorted(file.stem for file in CONF.glob("sweeper/*.yaml")))
+def test_every_sweeper_composes(option):
+    """Each sweeper chooses a sweeper of Hydra and leaves the configuration as it is."""
+    assert settled(f"sweeper={option}") == settled()
+
+
+def test_an_experiment_overrides_values_and_the_command_line_overrides_it():
+    """experiment=smoke names its runs and shortens training; a given key still wins."""
+    config = settled("experiment=smoke", "lora.alpha=5")
+    assert (config.name, config.lora.rank, config.lora.alpha) == ("smoke", 4, 5.0)
+    assert config.train.steps == 20
+
+
+def test_the_default_recipe():
+    """Defaults: every linear layer, rank 16, scale 2, AdamW with warm-up and cosine to a tenth."""
+    config = settled()
+    assert config.stages == ("prepare", "train")
+    assert (config.lora.rank, config.lora.alpha, config.lora.targets) == (16, 32.0, ("*",))
+    assert (config.optimizer.name, config.optimizer.schedule) == ("adamw", "cosine")
+    assert config.optimizer.final_fraction == pytest.approx(0.1)
+
+
+def test_a_constant_schedule_is_one_override():
+    """optimizer.schedule=constant needs nothing beside it, and uses no final fraction."""
+    assert settled("optimizer.schedule=constant").optimizer.final_fraction is None
+    assert settled("optimizer.final_fraction=0.3").optimizer.final_fraction == pytest.approx(0.3)
+
+
+def test_values_become_the_types_of_the_schema():
+    """Lists become tuples, whole numbers floats where a float is asked for."""
+    config = settled("lora.targets=[q_proj,v_proj]", "lora.alpha=8", "name=3", "stages=[train]")
+    assert config.lora.targets == ("q_proj", "v_proj")
+    assert isinstance(config.lora.alpha, float)
+    assert (config.name, config.stages) == ("3", ("train",))
+
+
+def test_a_value_may_refer_to_another_key():
+    """`lora.alpha=${lora.rank}` follows the rank that is given beside it."""
+    assert settled("lora.alpha=${lora.rank}", "lora.rank=6").lora.alpha == 6.0
+
+
+def test_plain_values_make_the_same_settings_again():
+    """What is recorded of a configuration rebuilds each group as it was."""
+    recorded = asdict(settled("lora.targets=[q_proj]", "optimizer=muon"))
+    for group in GROUPS:
+        if group in recorded:
+            built = from_values(group, recorded[group])
+            assert asdict(built) == recorded[group]
+
+
+def test_every_key_says_what_it_takes():
+    """Each key of the schema has words for the values it takes."""
+    assert all(expected(key) for key in KEYS)
+    assert expected("lora.rank") == "a whole number or null"
+    assert expected("train.epochs") == "a whole number"
+    assert expected("dry_run") == "true or false"
+    assert expected("model.dtype") == "one of float32, bfloat16, float16 or null"
+
+
+def test_own_options_come_from_config_dir(tmp_path):
+    """An option file in --config-dir is chosen like one of ours."""
+    schema.register()
+    (tmp_path / "experiment").mkdir()
+    recipe = "# @package _global_\ndefaults:\n  - override /optimizer: lion\nseed: 5\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(recipe)
+    with opened(str(tmp_path), "config") as composer:
+        words = read(["experiment=mine"], composer.loader, sweeping=False)
+        config, _ = configure(composer.compose(words), words, composer)
+    assert (config.seed, config.optimizer.name) == (5, "lion")
+
+
+def test_a_directory_that_cannot_be_is_refused(tmp_path):
+    """outputs below a file is refused before anything is made."""
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match="is a file, expected a directory"):
+        settled(f"outputs={tmp_path / 'file' / 'below'}")
+
+
+def test_a_model_directory_without_config_is_refused(tmp_path):
+    """A local model must at least have its config.json."""
+    with pytest.raises(Refused, match=r"no config\.json"):
+        settled(f"model.path={tmp_path}")
+    (tmp_path / "config.json").write_text("{}")
+    assert settled(f"model.path={tmp_path}").model.path == str(tmp_path)
