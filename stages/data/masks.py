@@ -8,22 +8,21 @@ supervised, as nothing predicts it.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from stages.data.formats import Row
+from stages.data.quoting import CUT, Located
 from stages.data.rows import Supervised, Tokens
 from stages.data.template import Rendered, Template
 from stages.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Located = list[tuple[int, int]]
-"""Each token with the position in the text where it starts."""
 
 
 def encode_chats(
@@ -34,26 +33,22 @@ def encode_chats(
 ) -> list[tuple[Tokens, Supervised]]:
     """Return (tokens, supervised) of each conversation.
 
-    The tokens are those of the whole text. Where that would merge the end of a prompt with the
-    start of its answer, each answer is encoded apart: generation starts after the prompt's own
-    tokens. Special tokens that a turn spells out become the tokens of plain text. Raises InputError
-    where an answer does not end with one of `stops`.
+    The tokens are those of the whole text, unless a token would reach from a prompt into its
+    answer: generation starts after the prompt's own tokens, so the text is then cut there. Raises
+    InputError where an answer does not end with one of `stops`.
     """
-    backend = template.tokenizer.backend_tokenizer
-    texts = [
-        (text[:cut], marked[:cut])
-        for text, marked, answers in ((c.text, c.marked, c.answers) for c in chats)
-        for cut in (len(text), *(start for start, _ in answers))
-    ]
-    encoded = iter(_locate(backend, texts, template))
+    cuts = [cut for c in chats for cut in (len(c.text), *(start for start, _ in c.answers))]
+    texts = [c.text for c in chats for _ in range(1 + len(c.answers))]
+    encoded = iter(template.quoting.encode([t[:cut] for t, cut in zip(texts, cuts, strict=True)]))
     pairs = []
     for chat in chats:
         whole, *prompts = [next(encoded) for _ in range(1 + len(chat.answers))]
+        starts = [len(prompt) for prompt in prompts]
         if any(whole[: len(prompt)] != prompt for prompt in prompts):
-            whole, prompts = _in_pieces(backend, chat, template)
+            whole, starts = _cut(template, chat, whole)
         spans = [
-            (len(prompt), _stop(template, whole, len(prompt), end, stops, chat.where))
-            for prompt, (_, end) in zip(prompts, chat.answers, strict=True)
+            (start, _stop(template, whole, start, end, stops, chat.where))
+            for start, (_, end) in zip(starts, chat.answers, strict=True)
         ]
         if supervise == "all":
             spans = [(0, spans[-1][1])]
@@ -108,41 +103,19 @@ def _stop(
     )
 
 
-def _locate(
-    backend: Any, texts: Sequence[tuple[str, str]], template: Template
-) -> list[Located]:  # fmt: skip
-    """Encode texts given as (text, marked), without adding special tokens."""
-    encodings = backend.encode_batch([text for text, _ in texts], add_special_tokens=False)
-    found = []
-    for (text, marked), encoding in zip(texts, encodings, strict=True):
-        located: Located = []
-        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            spelled = token in template.special and text[start:end] != marked[start:end]
-            plain = _plain(backend, text[start:end]) if spelled else [token]
-            located.extend((part, start) for part in plain)
-        found.append(located)
-    return found
-
-
-def _plain(backend: Any, text: str) -> list[int]:
-    backend.encode_special_tokens = True
-    try:
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-    finally:
-        backend.encode_special_tokens = False
-    return ids
-
-
-def _in_pieces(
-    backend: Any, chat: Rendered, template: Template
-) -> tuple[Located, list[Located]]:  # fmt: skip
-    """Encode each answer apart, where encoding at once would merge it with its prompt."""
-    cuts = [0, *(start for start, _ in chat.answers), len(chat.text)]
-    bounds = list(pairwise(cuts))
-    pieces = _locate(backend, [(chat.text[a:b], chat.marked[a:b]) for a, b in bounds], template)
-    whole: Located = []
-    prompts = []
-    for (start, _), piece in zip(bounds, pieces, strict=True):
-        prompts.append(list(whole))
-        whole.extend((token, start + position) for token, position in piece)
-    return whole, prompts[1:]
+def _cut(template: Template, chat: Rendered, whole: Located) -> tuple[Located, list[int]]:
+    """Encode a row with a cut before each answer; return its tokens and the answers' indices."""
+    starts = [start for start, _ in chat.answers]
+    bounds = list(pairwise([0, *starts, len(chat.text)]))
+    (cut,) = template.quoting.encode([CUT.join(chat.text[a:b] for a, b in bounds)])
+    # Positions count the cuts before them; they are taken out again.
+    shifts = [start + len(CUT) * number for number, start in enumerate(starts, start=1)]
+    found = [(token, at - len(CUT) * bisect_right(shifts, at)) for token, at in cut]
+    decode = template.tokenizer.decode
+    if decode([token for token, _ in found]) != decode([token for token, _ in whole]):
+        raise InputError(
+            template.name,
+            f"its prompt for an answer of {chat.where} shares a token with the answer",
+            "let the generation prompt not end in a space",
+        )
+    return found, [bisect_left([at for _, at in found], start) for start in starts]

@@ -1,7 +1,7 @@
 """Conversations as the text that a model's chat template makes of them.
 
 What a row says never steers the model: text that spells a special token, such as `<|im_end|>` in a
-user's turn, is marked while the template renders, so that it is encoded as plain text.
+user's turn, stays plain text, as `stages.data.quoting` tells.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 
 from stages.data.formats import Message, Row
+from stages.data.quoting import QUOTE, Quoting, open_quoting
 from stages.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,18 +39,15 @@ class Template:
     """SHA-256 of the template's text as it came."""
     source: str
     """The template's text, with a fixed date."""
-    special: dict[int, str]
-    """Id and text of every special token."""
     tokenizer: PreTrainedTokenizerBase
+    quoting: Quoting
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """One conversation as text."""
+    """One conversation as text, with quotes around the special tokens of the template."""
 
     text: str
-    marked: str
-    """The same, with other characters where a turn spells a special token."""
     answers: tuple[tuple[int, int], ...]
     """For each assistant turn the positions where it starts, after the generation prompt, and
     before which it ends: where the words of the next turn start."""
@@ -63,13 +61,12 @@ def read_template(tokenizer: PreTrainedTokenizerBase, directory: Path) -> Templa
     except ValueError as error:
         mend = "choose an instruct model, or train on text with data=text"
         raise InputError(str(directory), "its tokenizer has no chat template", mend) from error
-    added = tokenizer.added_tokens_decoder
     return Template(
         name=f"chat template of {directory}",
         digest=hashlib.sha256(text.encode()).hexdigest(),
         source=_DATE_CALL.sub(lambda call: repr(_DATE.strftime(call[2])), text),
-        special={number: token.content for number, token in added.items() if token.special},
         tokenizer=tokenizer,
+        quoting=open_quoting(tokenizer),
     )
 
 
@@ -80,18 +77,25 @@ def render(template: Template, row: Row) -> Rendered:
     refuses the turns, or where it renders the prompt for an answer otherwise than the same turns in
     the whole row: the model would be asked with another text than it was trained on.
     """
-    messages, original = _marked(row.messages, list(template.special.values()))
-    marked = _apply(template, messages, row.where)
+    if any(QUOTE in message["content"] for message in row.messages):
+        raise InputError(row.where, "found the private character U+10FFFD", "remove it")
+    messages, original = _disguised(row.messages, template.quoting.texts)
+    whole = _apply(template, messages, row.where)
+
+    def quoted(end: int) -> str:
+        return template.quoting.quote(whole[:end]).translate(original)
+
     answers = []
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         prompt = _apply(template, messages[:turn], row.where, add_generation_prompt=True)
-        if not marked.startswith(prompt):
+        if not whole.startswith(prompt):
             found = f"its prompt for messages[{turn}] of {row.where} does not begin the whole row"
             raise InputError(template.name, found, "use another model, or remove the row")
-        answers.append((len(prompt), _end(template, messages, turn, marked, row.where)))
-    return Rendered(marked.translate(original), marked, tuple(answers), row.where)
+        end = _end(template, messages, turn, whole, row.where)
+        answers.append((len(quoted(len(prompt))), len(quoted(end))))
+    return Rendered(quoted(len(whole)), tuple(answers), row.where)
 
 
 def _end(
@@ -107,23 +111,26 @@ def _end(
     return next(differing, min(len(whole), len(probe)))
 
 
-def _marked(
+def _disguised(
     messages: list[Message], special: Sequence[str]
 ) -> tuple[list[Message], dict[int, str]]:
-    """Return the turns with spelled special tokens in unused characters, and the way back."""
+    """Return the turns with spelled special tokens in unused letters, and the way back.
+
+    So hidden, a special token in the rendered text is known to be the template's own.
+    """
     words = "\n".join(message["content"] for message in messages)
-    spelled = [text for text in sorted(special, key=len, reverse=True) if text in words]
+    spelled = [text for text in special if text in words]
     if not spelled:
         return messages, {}
-    letters = sorted(set("".join(spelled)))
-    marks = str.maketrans("".join(letters), _unused(words, len(letters)))
+    letters = "".join(sorted(set("".join(spelled))))
+    disguise = str.maketrans(letters, _unused(words, len(letters)))
     pattern = re.compile("|".join(map(re.escape, spelled)))
 
-    def mark(text: str) -> str:
-        return pattern.sub(lambda match: match[0].translate(marks), text)
+    def hide(text: str) -> str:
+        return pattern.sub(lambda match: match[0].translate(disguise), text)
 
-    turns = [{**message, "content": mark(message["content"])} for message in messages]
-    return turns, {mark: chr(letter) for letter, mark in marks.items()}
+    turns = [{**message, "content": hide(message["content"])} for message in messages]
+    return turns, {masked: chr(letter) for letter, masked in disguise.items()}
 
 
 def _unused(words: str, count: int) -> str:
