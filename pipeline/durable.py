@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import sys
@@ -12,21 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import Unable
 
-if sys.platform == "darwin":
-    from fcntl import F_FULLFSYNC, fcntl
-
-    def _flush(descriptor: int) -> None:
-        # On macOS fsync leaves the bytes in the drive's cache; some file systems know only fsync.
-        try:
-            fcntl(descriptor, F_FULLFSYNC)
-        except OSError:
-            os.fsync(descriptor)
-else:
-
-    def _flush(descriptor: int) -> None:
-        os.fsync(descriptor)
-
-
+_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOTTY)
 _ELSEWHERE = "set outputs=<a folder on another disk>"
 _MENDS = {
     errno.ENOSPC: f"free some space, or {_ELSEWHERE}; the same command continues",
@@ -64,17 +51,24 @@ def _free(path: Path) -> str:
 
 def sync_file(descriptor: int) -> None:
     """Return once the bytes of an open file are on the disk."""
-    _flush(descriptor)
+    os.fsync(descriptor)
+    if sys.platform == "darwin":
+        # There fsync leaves them in the drive's cache.
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
 
 
 def sync_directory(directory: Path) -> None:
     """Return once the names in `directory` are on the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        _flush(descriptor)
+        sync_file(descriptor)
     except OSError as error:
         # Some network file systems cannot sync a directory, and keep names durable by themselves.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno not in _UNSUPPORTED:
             raise
     finally:
         os.close(descriptor)
