@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -137,12 +137,12 @@ def _cached(name: str, commit: str) -> Path | None:
     # The cache says what belongs to a snapshot only where a recent version of the hub filled it.
     index = directory / "model.safetensors.index.json"
     try:
-        shards = json.loads(index.read_bytes())["weight_map"].values() if index.exists() else ()
+        places = json.loads(index.read_bytes())["weight_map"] if index.exists() else {}
+        shards = all((directory / name).exists() for name in set(places.values()))
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
-    needed = ("config.json", "model*.safetensors", *set(shards))
-    tokenizer = any(any(directory.glob(name)) for name in _VOCABULARIES)
-    whole = tokenizer and all(any(directory.glob(name)) for name in needed)
+    patterns = (("config.json",), ("model*.safetensors",), _VOCABULARIES)
+    whole = shards and all(any(any(directory.glob(p)) for p in one_of) for one_of in patterns)
     return directory if whole else None
 
 
@@ -161,8 +161,9 @@ def _fetched(name: str, commit: str, say: Callable[[str], None]) -> Path:
         disable_progress_bars()
     try:
         return Path(snapshot_download(name, revision=commit, allow_patterns=list(_FILES)))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "No space left" not in str(error):
             raise
         cache = Path(constants.HF_HUB_CACHE)
         free_bytes = shutil.disk_usage(cache).free
@@ -197,8 +198,9 @@ def _reported(model: Model) -> Iterator[None]:
     except errors.OfflineModeIsEnabled as error:
         found = f"cannot ask the hub for {name!r}: HF_HUB_OFFLINE is set"
         raise Unable("model.path", found, _ONCE) from error
-    # HTTPError comes from httpx or httpx2, as the installed version of the library has it.
-    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+    # HTTPError is that of httpx or httpx2, by the version of the library; its Rust part, which
+    # fetches large files, raises RuntimeError.
+    except (errors.HTTPError, OSError, RuntimeError) as error:  # type: ignore[attr-defined]
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             found = f"the hub denies access to {name!r} ({status})"
@@ -210,13 +212,13 @@ def _reported(model: Model) -> Iterator[None]:
 
 
 def _revision_meant(model: Model) -> str:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import HfApi, errors
 
-    try:
+    names: list[str] = []
+    with suppress(errors.HTTPError, OSError):  # type: ignore[attr-defined]  # as above
         refs = HfApi().list_repo_refs(model.path)
-    except HfHubHTTPError:
+        names = [ref.name for ref in (*refs.branches, *refs.tags)]
+    meant = closest(model.revision or "main", names)
+    if meant is None:
         return "leave model.revision out to take main"
-    meant = closest(model.revision or "main", [ref.name for ref in (*refs.branches, *refs.tags)])
-    return f"did you mean model.revision={meant}?" if meant else (
-        "leave model.revision out to take main")  # fmt: skip
+    return f"did you mean model.revision={meant}?"
