@@ -59,10 +59,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _command(args: argparse.Namespace) -> int:
     session = Session(args)
-    if args.shell_completion or args.hydra_help:
+    shows = args.help or args.cfg or args.info
+    as_it_is = shows and not args.overrides and not args.config_dir
+    if args.shell_completion or args.hydra_help or as_it_is:
         return _hydra(session, sys.argv[1:])
     planned = _check(args)
-    if args.help or args.cfg or args.info:
+    if shows:
         return _hydra(session, sys.argv[1:])
     if planned[0][1].dry_run:
         return _dry_run(planned)
@@ -93,9 +95,8 @@ def _dry_run(planned: Sequence[Planned]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     for number, (words, config, parent) in enumerate(planned):
         if len(planned) > 1:
-            sys.stdout.write(
-                f"\ntrial {number}: {' '.join(str(o.input_line) for o in words.overrides)}\n"
-            )
+            given = " ".join(str(override.input_line) for override in words.overrides)
+            sys.stdout.write(f"\ntrial {number}: {given}\n")
         explain(config, parent=parent)
     return 0
 

@@ -72,10 +72,12 @@ def _alternatives(word: Override, *, searches: bool) -> list[Override]:
         if not searches:
             mend = f"list the values: {key}={value.start},{value.end}"
             raise Refused(key, "found an interval, but the grid sweeper takes values", mend)
-        ends = [str(value.start), str(value.end)]
+        values = [str(value.start), str(value.end)]
     else:
-        ends = list(word.sweep_string_iterator())
-    return OverridesParser.create().parse_overrides([f"{key}={each}" for each in ends])
+        values = list(word.sweep_string_iterator())
+    if not values:
+        raise Refused(key, "found no value to sweep over")
+    return OverridesParser.create().parse_overrides([f"{key}={each}" for each in values])
 
 
 def summary(trials: Sequence[Trial], objective: str) -> list[str]:

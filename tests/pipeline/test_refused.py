@@ -97,6 +97,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("-m lora.rank=2,0", "lora.rank", "found 0"),
     ("-m model=tiny,tiyn", "model", "did you mean model=tiny?"),
     ("-m lora.rank=interval(2,4)", "lora.rank", "found an interval"),
+    ("-m lora.rank=range(4,4)", "lora.rank", "no value to sweep over"),
     ("-m name=a,b", "name", "a sweep has one value"),
     # before a look at the configuration, too
     ("--cfg job lora.rnak=3", "lora.rnak", "did you mean lora.rank=3?"),
