@@ -71,6 +71,8 @@ def serve(
         finally:
             engine.stop(_DRAIN_SECONDS)
             http.stop()
+    if engine.failure is not None:
+        raise engine.failure
     return Report(directory=out, metrics=engine.metrics())
 
 
@@ -84,9 +86,7 @@ def _announce(report: Reporter, address: str, names: list[str]) -> None:
 
 
 def _watch(engine: EngineThread, http: HttpServer, report: Reporter) -> None:
-    while not report.stop_requested():
-        if engine.failure is not None:
-            raise engine.failure
+    while engine.failure is None and not report.stop_requested():
         if not http.alive:
             raise RuntimeError("the HTTP thread ended by itself")
         time.sleep(_POLL_SECONDS)
