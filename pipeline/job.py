@@ -51,7 +51,8 @@ def run(cfg: DictConfig, session: Session) -> float:
     command = [*PROGRAM, *session.flags(), *words]
     trial = hydra.job.num if sweeping else None
     if sweeping:
-        log.info("\ntrial %d: %s", trial, " ".join(words) or "as configured")
+        own = [word for word in words if word not in sys.argv]
+        log.info("\ntrial %d: %s", trial, " ".join(own) or "as given")
     objective, code = math.nan, 0
     try:
         objective = _execute(cfg, session, command, trial)

@@ -119,6 +119,7 @@ def test_a_sweep_tries_everything_and_says_what_was_best(run):
     assert pairs == {"0": (8, 1), "1": (8, 2), "2": (2, 1), "3": (2, 2)}
     assert seen(sweep / "2")["trial"] == 2
     lines = end.out.splitlines()
+    assert "trial 2: lora.rank=2 seed=1" in lines
     [best] = [line for line in lines if line.startswith("2  ")]
     assert re.fullmatch(r"2 +lora.rank=2 seed=1 +succeeded +0.2000 +best *", best)
     assert lines[-1] == f"sweep: outputs/sweeps/default/{sweep.name}"
