@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[2]
 FORK = """
 import json, os, sys, traceback
 import pipeline.app, pipeline.rerun
-from hydra.core.plugins import Plugins
-Plugins.instance()
+pipeline.app.schema.register()
+with pipeline.app.opened(None, "config") as composer:  # imports and parser tables, made once
+    composer.compose(pipeline.app.read(["lora.rank=2"], composer.loader, sweeping=False))
 exec(sys.argv[2])
 running = 0
 for cwd, argv in json.loads(sys.argv[1]):
