@@ -14,7 +14,7 @@ from pipeline.errors import Refused
 from pipeline.latest import find_run
 from pipeline.overrides import Words
 from pipeline.parent import Parent
-from pipeline.plan import TABLE, Step
+from pipeline.plan import STEPS, TABLE, Step
 from pipeline.record import read_run
 from pipeline.resolved import flat
 from pipeline.schema import KEYS, Config
@@ -76,18 +76,16 @@ def _check_read(words: Words, stages: tuple[str, ...]) -> None:
     """Refuse a given key if only steps read it whose results are taken from the parent."""
     for key in sorted(words.given):
         readers = [step.name for step in TABLE if key.partition(".")[0] in step.settings]
-        if not readers:
+        listed = [name for name in readers if name in STEPS]
+        if any(name in stages for name in listed):
             continue
-        if readers == ["model"]:
-            readers = _decided_by_model(key, stages)
-            if not readers:
-                continue
-            found = f"decides what {readers[0]} made, which is not in stages"
-        elif any(step in stages for step in readers):
-            continue
+        if listed:
+            found = f"is only read by {' and '.join(listed)}, which is not in stages"
+        elif readers and (listed := _decided_by_model(key, stages)):
+            found = f"decides what {listed[0]} made, which is not in stages"
         else:
-            found = f"is only read by {' and '.join(readers)}, which is not in stages"
-        wanted = ",".join(step.name for step in TABLE if step.name in {*stages, *readers})
+            continue
+        wanted = ",".join(name for name in STEPS if name in {*stages, *listed})
         raise Refused(key, found, f"leave {key} out, or add the stage: 'stages=[{wanted}]'")
 
 
