@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 from mlx import nn
-from numpy.typing import NDArray
+
+from stages.data.rows import Supervised, Tokens
 
 LOGITS_BYTES = 1 << 29
 """Most memory that the reference's logits may take; beyond it, fewer positions of each row."""
 
-Row = tuple[NDArray[np.int32], NDArray[np.uint8]]
+Row = tuple[Tokens, Supervised]
 """Tokens and supervised flags of one row, both (T,)."""
 
 
