@@ -83,7 +83,8 @@ def render(template: Template, row: Row) -> Rendered:
     whole = _apply(template, messages, row.where)
 
     def quoted(end: int) -> str:
-        return template.quoting.quote(whole[:end]).translate(original)
+        text = template.quoting.quote(whole[:end])
+        return text.translate(original) if original else text
 
     answers = []
     for turn, message in enumerate(messages):

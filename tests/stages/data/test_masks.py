@@ -118,11 +118,13 @@ def test_ids_are_those_of_apply_chat_template(byte_model: Callable[..., Path]) -
 def test_an_answer_never_merges_with_its_prompt(byte_model: Callable[..., Path]) -> None:
     """Where prompt and answer would share a token, the prompt keeps the tokens it has alone."""
     model = byte_model(merges=[("\n", "\n")])
-    ids, mask = encode(model, chat(("user", "x\n\ny"), ("assistant", "\nz")))[0]
+    row = chat(("user", "x\n\ny"), ("assistant", "\nz"), ("user", "é"), ("assistant", "\n\n"))
+    ids, mask = encode(model, row)[0]
     merged, start, end = 256, 257, 258
     head = [start, *b"user\nx", merged, ord("y"), end, NEWLINE, start, *b"assistant\n"]
-    assert ids == [*head, NEWLINE, ord("z"), end]
-    assert mask == [0] * len(head) + [1] * 3
+    middle = [NEWLINE, start, *"user\né".encode(), end, NEWLINE, start, *b"assistant\n"]
+    assert ids == [*head, NEWLINE, ord("z"), end, *middle, merged, end]
+    assert mask == [0] * len(head) + [1] * 3 + [0] * len(middle) + [1] * 2
 
 
 def test_a_template_that_rewrites_history_is_trained_as_it_renders(
@@ -141,10 +143,10 @@ def test_a_template_that_rewrites_history_is_trained_as_it_renders(
 
 
 def test_the_end_token_of_a_user_does_not_end_an_answer(byte_model: Callable[..., Path]) -> None:
-    """A template that closes users' turns but not answers is refused, though a stop follows."""
+    """A template that leaves an earlier answer open is refused, though a user's end follows."""
     template = (
         "{% for m in messages %}<|im_start|>{{ m.content }}"
-        "{% if m.role == 'user' %}<|im_end|>{% endif %}{% endfor %}"
+        "{% if m.role == 'user' or loop.last %}<|im_end|>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>{% endif %}"
     )
     row = chat(("user", "p"), ("assistant", "a"), ("user", "q"), ("assistant", "b"))
