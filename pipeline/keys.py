@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline import fingerprint
 from pipeline.hub import Source, resolve
 from pipeline.parent import Parent
-from pipeline.plan import TABLE, Step
+from pipeline.plan import TABLE, Step, upstream
 from pipeline.resolved import digest
 from pipeline.schema import Config
+from stages.settings import Model
 
 TINY = "stages.models.tiny.build"
 
@@ -23,9 +24,11 @@ class Planned:
     key: str
     function: str
     ingredients: dict[str, Any] | None
-    """What the key was made of; None where the parent run recorded the key."""
+    """What the key was made of; None where it is the parent run's, and could not be made again."""
     selected: bool
-    """Named in `stages`; other steps are here because a selected one takes their artifact."""
+    """Named in `stages`."""
+    needed: bool
+    """Selected, or its artifact is taken by a step that is; the others only led to one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +36,10 @@ class Plan:
     """All planned steps in order, and the base model they share."""
 
     steps: tuple[Planned, ...]
+    model: Model
+    """The base model as configured, at the commit that this run uses."""
     source: Source
-    """Where the base model comes from."""
+    """Where it comes from."""
     made_model: bool
     """The base must be made (built, quantized) before use; else its directory is used as is."""
 
@@ -43,52 +48,76 @@ def make(config: Config, parent: Parent | None) -> Plan:
     """Plan the selected steps and all they need, in order.
 
     With a parent run, the steps that are not selected keep the keys the parent recorded: the
-    artifacts of that very run are used, whatever has changed in the code since.
+    artifacts of that very run are used, whatever has changed in the code or on the hub since.
     """
-    source = resolve(config.model)
+    model = _pinned(config, parent)
+    source = resolve(model)
     tiny = {"code": fingerprint.code_digest(TINY)} if source.kind == "tiny" else {}
-    wanted = _with_upstream(set(config.stages))
+    recorded = _recorded(config, parent)
+    needed = _needed(config)
+    wanted = _with_upstream(config)
     keys: dict[str, str] = {}
     planned: list[Planned] = []
     for step in TABLE:
         if step.name not in wanted:
             continue
-        made_of = None
-        selected = step.name in config.stages
-        if parent and not selected and step.name in parent.keys:
-            keys[step.name] = parent.keys[step.name]
-        else:
-            identity = source.tokenizer if step.tokenizer_only else source.weights
+        reads_model = step.name == "model" or step.tokenizer_only
+        identity = source.tokenizer if step.tokenizer_only else source.weights
+        above = upstream(step, config.serve.weights)
+        made_of: dict[str, Any] | None = fingerprint.ingredients(
+            step,
+            config,
+            model={**identity, **tiny} if reads_model else {},
+            inputs=fingerprint.data_identity(config.data.path) if "data" in step.settings else {},
             # The tokenizer's identity stands for the model where only the tokenizer is read.
-            upstream = {name: keys[name] for name in step.upstream
-                        if not (step.tokenizer_only and name == "model")}  # fmt: skip
-            reads_model = step.name == "model" or step.tokenizer_only
-            made_of = fingerprint.ingredients(
-                step,
-                config,
-                model={**identity, **tiny} if reads_model else {},
-                inputs=fingerprint.data_identity(config.data.path)
-                if "data" in step.settings
-                else {},
-                upstream=upstream,
-            )
-            keys[step.name] = digest(made_of)
+            upstream={name: keys[name] for name in above if not step.tokenizer_only},
+        )
+        key = digest(made_of)
+        if recorded.get(step.name, key) != key:
+            key, made_of = recorded[step.name], None
+        keys[step.name] = key
         planned.append(
             Planned(
                 step=step,
-                key=keys[step.name],
+                key=key,
                 function=fingerprint.function_name(step, config),
                 ingredients=made_of,
-                selected=selected,
+                selected=step.name in config.stages,
+                needed=step.name in needed,
             )
         )
-    made_model = source.kind == "tiny" or config.model.quantization is not None
-    return Plan(steps=tuple(planned), source=source, made_model=made_model)
+    made_model = source.kind == "tiny" or model.quantization is not None
+    return Plan(steps=tuple(planned), model=model, source=source, made_model=made_model)
 
 
-def _with_upstream(selected: set[str]) -> set[str]:
-    wanted = set(selected)
+def _pinned(config: Config, parent: Parent | None) -> Model:
+    """Return the model, at the commit of the parent run where it is the parent's own."""
+    if parent and parent.model_commit and asdict(config.model) == parent.config["model"]:
+        return replace(config.model, revision=parent.model_commit)
+    return config.model
+
+
+def _recorded(config: Config, parent: Parent | None) -> dict[str, str]:
+    """Return the keys that the parent run recorded for the steps that are not selected."""
+    if parent is None:
+        return {}
+    keys = {name: key for name, key in parent.keys.items() if name not in config.stages}
+    if parent.model_key and asdict(config.model) == parent.config["model"]:
+        keys["model"] = parent.model_key
+    return keys
+
+
+def _needed(config: Config) -> set[str]:
+    needed = set(config.stages)
+    for step in reversed(TABLE):
+        if step.name in config.stages or (step.implied and step.name in needed):
+            needed.update(upstream(step, config.serve.weights))
+    return needed
+
+
+def _with_upstream(config: Config) -> set[str]:
+    wanted = set(config.stages)
     for step in reversed(TABLE):
         if step.name in wanted:
-            wanted.update(step.upstream)
+            wanted.update(upstream(step, config.serve.weights))
     return wanted

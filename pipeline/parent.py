@@ -9,8 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parent:
-    """A finished run: where it lies, its resolved configuration, the key of each of its stages."""
+    """A finished run: where it lies, its resolved configuration, and what it was made of."""
 
     directory: Path
     config: dict[str, Any]
     keys: dict[str, str]
+    """The key of each of its stages."""
+    model_key: str | None
+    """The key of its base model."""
+    model_commit: str | None
+    """The commit of a base from the hub."""

@@ -29,6 +29,10 @@ class Step:
     they name (a file's content, a commit, a function, a type) stands there itself."""
     tokenizer_only: bool = False
     """Reads the base's tokenizer but not its weights, so a change of weights keeps its result."""
+    implied: bool = False
+    """Runs where a listed step needs it; `stages` does not list it."""
+    stored: bool = True
+    """Leaves a result in the store; a server does not."""
 
 
 _PREPARE_LIBRARIES = ("tokenizers", "transformers", "jinja2")
@@ -45,6 +49,7 @@ TABLE: tuple[Step, ...] = (
         libraries=(*_MLX_LIBRARIES, "tokenizers"),
         tensors=True,
         unkeyed=frozenset({"model.path", "model.revision", "model.dtype"}),
+        implied=True,
     ),
     Step(
         name="prepare",
@@ -69,9 +74,61 @@ TABLE: tuple[Step, ...] = (
         tensors=True,
         unkeyed=frozenset({"lora.stage", "train.log_every"}),
     ),
+    Step(
+        name="merge",
+        function="merge.stage",
+        settings=("merge",),
+        upstream=("model", "prepare", "train"),
+        artifact="Merged",
+        keyword="merged",
+        libraries=_MLX_LIBRARIES,
+        tensors=True,
+        unkeyed=frozenset({"merge.stage"}),
+    ),
+    Step(
+        name="baseline",
+        function="stages.evaluate.evaluate_base",
+        settings=("evaluate", "seed"),
+        upstream=("model", "prepare"),
+        artifact="Report",
+        keyword="baseline",
+        libraries=(*_MLX_LIBRARIES, *_PREPARE_LIBRARIES),
+        tensors=True,
+        unkeyed=frozenset({"evaluate.stage", "evaluate.samples"}),
+        implied=True,
+    ),
+    Step(
+        name="evaluate",
+        function="evaluate.stage",
+        settings=("evaluate", "seed"),
+        upstream=("model", "prepare", "train", "baseline"),
+        artifact="Report",
+        keyword="evaluation",
+        libraries=(*_MLX_LIBRARIES, *_PREPARE_LIBRARIES),
+        tensors=True,
+        unkeyed=frozenset({"evaluate.stage"}),
+    ),
+    Step(
+        name="serve",
+        function="serve.stage",
+        settings=("serve",),
+        upstream=("model", "train", "merge"),
+        artifact="Report",
+        keyword="served",
+        libraries=_MLX_LIBRARIES,
+        tensors=True,
+        stored=False,
+    ),
 )
-"""In the order in which they run. `model` is implied: it makes the base ready where the
-configuration names one that does not lie ready on disk (built, converted or quantized)."""
+"""In the order in which they run. The implied ones: `model` makes the base ready where the
+configuration names one that does not lie ready on disk (built, converted or quantized);
+`baseline` scores the untuned base, once for each base and data."""
 
-STEPS: tuple[str, ...] = tuple(step.name for step in TABLE if step.name != "model")
+STEPS: tuple[str, ...] = tuple(step.name for step in TABLE if not step.implied)
 """The names that the key `stages` may list."""
+
+
+def upstream(step: Step, serve_weights: str) -> tuple[str, ...]:
+    """Return the steps whose artifacts `step` takes: a server takes the adapter or the merged."""
+    unused = {"adapter": "merge", "merged": "train"}[serve_weights] if step.name == "serve" else ""
+    return tuple(name for name in step.upstream if name != unused)

@@ -35,7 +35,13 @@ def find(config: DictConfig, words: Words) -> Parent:
     recorded = read_run(directory)
     keys = {name: stage["key"] for name, stage in recorded["stages"].items()
             if stage["status"] != "failed"}  # fmt: skip
-    return Parent(directory=directory, config=recorded["config"], keys=keys)
+    return Parent(
+        directory=directory,
+        config=recorded["config"],
+        keys=keys,
+        model_key=recorded["model"].get("key"),
+        model_commit=recorded["model"].get("commit"),
+    )
 
 
 def inherit(parent: Parent, composed: Composed, words: Words, composer: Composer) -> Composed:

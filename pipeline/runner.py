@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline import environment, hub, keys, summary
+from pipeline import environment, hub, keys, requests, summary
 from pipeline.errors import Interrupted, PipelineError, Refused
 from pipeline.keys import Plan, Planned
 from pipeline.latest import update_latest
 from pipeline.manifest import Entry
 from pipeline.metrics import MetricsFile
 from pipeline.parent import Parent
+from pipeline.plan import Step
 from pipeline.process import Event, WorkerProcess
 from pipeline.record import RunRecord
 from pipeline.schema import Config
@@ -50,7 +52,7 @@ class Run:
         self.line = line
         self.store = Store(Path(config.outputs) / "store")
         self.metrics = MetricsFile(record.directory / "metrics.jsonl")
-        self.handed_over: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.handed_over: requests.HandedOver = {}
         self.worker: WorkerProcess | None = None
         self.stop_signal: int | None = None
 
@@ -58,36 +60,33 @@ class Run:
         """Go through the plan."""
         self._check_upstream()
         for planned in self.plan.steps:
+            self.check_stop()
             if planned.step.name == "model" and not self.plan.made_model:
-                self._use_model_directory()
-                continue
-            self._stage(planned)
+                self.handed_over["model"] = requests.model_directory(self.plan, log.info)
+            elif not planned.step.stored:
+                self._serve(planned)
+            elif planned.needed or self.store.find(planned.step.name, planned.key):
+                self._stage(planned)
 
     def _check_upstream(self) -> None:
         for planned in self.plan.steps:
             name = planned.step.name
-            if planned.selected or name == "model" or self.store.find(name, planned.key):
+            may_run = planned.selected or planned.step.implied or not planned.needed
+            if may_run or self.store.find(name, planned.key):
                 continue
             wanted = ",".join([name, *self.config.stages])
             found = f"needs the result of {name}, which has not been made for this configuration"
             raise Refused("stages", found, f"add it: 'stages=[{wanted}]'")
 
-    def _use_model_directory(self) -> None:
-        directory = hub.download(self.config.model, self.plan.source, log.info)
-        dtype = environment.compute_dtype(self.config.model.dtype)
-        fields = {"directory": str(directory.resolve()), "dtype": dtype}
-        self.handed_over["model"] = ("BaseModel", fields)
-
     def _stage(self, planned: Planned) -> None:
         step, key = planned.step, planned.key
-        self.check_stop()
         with self.store.lock(step.name, key, on_wait=self._say_waiting, stop=self._stopping):
             entry = self.store.find(step.name, key)
             reused = entry is not None
             if entry is None:
                 entry = self._make(planned)
-        self._hand_over(planned, entry)
-        if step.name == "model":
+        self.handed_over[step.keyword] = requests.artifact(planned, entry, self.config)
+        if step.implied:
             self.record.link_stage(step.name, entry.directory)
         else:
             self.record.stage(step.name, key, "reused" if reused else "ran", entry)
@@ -97,22 +96,18 @@ class Run:
 
     def _make(self, planned: Planned) -> Entry:
         step = planned.step
-        if step.tensors:
-            environment.require_mlx()
+        requests.require_known(planned)
         staging = self.store.stage_directory(step.name, planned.key)
         started = time.monotonic()
         self.metrics.begin(step.name, staging / "metrics.jsonl")
         try:
-            done = self._worker().run(self._request(planned, staging), self._on_event)
+            done = self._work(planned, staging)
+            self.check_stop()
         except PipelineError:
             self.store.discard(staging)
-            self.record.stage(step.name, planned.key, "failed", None)
             raise
         finally:
             self.metrics.end()
-            if self.line:
-                self.line.clear()
-        self.check_stop()
         return self.store.commit(
             staging,
             step.name,
@@ -123,55 +118,44 @@ class Run:
             peak_memory_bytes=done["peak_memory_bytes"],
         )
 
-    def _request(self, planned: Planned, out: Path) -> dict[str, Any]:
+    def _serve(self, planned: Planned) -> None:
+        with tempfile.TemporaryDirectory() as out:
+            self._work(planned, Path(out))
+        # Being stopped is how a server ends.
+        self.stop_signal = None
+        self.record.stage(planned.step.name, planned.key, "ran", None)
+
+    def _work(self, planned: Planned, out: Path) -> Event:
         step = planned.step
-        extra: dict[str, Any] = {}
-        if step.name == "model":
-            source = None
-            if self.plan.source.kind != "tiny":
-                source = str(hub.download(self.config.model, self.plan.source, log.info).resolve())
-            extra = {
-                "source": source,
-                "dtype": environment.compute_dtype(self.config.model.dtype),
-            }
-        values = {name: getattr(self.config, name) for name in step.settings}
-        upstream = {planned.step.name: planned.step.keyword for planned in self.plan.steps}
-        return {
-            "stage": step.name,
-            "function": planned.function,
-            "tensors": step.tensors,
-            "settings": [
-                (
-                    name,
-                    asdict(value) if is_dataclass(value) and not isinstance(value, type) else value,
-                )
-                for name, value in values.items()
-            ],
-            "handed_over": {
-                upstream[name]: self.handed_over[upstream[name]] for name in step.upstream
-            },
-            "extra": extra,
-            "out": str(out.resolve()),
-        }
+        if step.tensors:
+            environment.require_mlx()
+        if self.worker is None:
+            self.worker = WorkerProcess(self.record.directory / "pipeline.log")
+        request = requests.build(planned, self.config, self.handed_over, self._extra(step), out)
+        try:
+            return self.worker.run(request, self._on_event)
+        except PipelineError:
+            self.record.stage(step.name, planned.key, "failed", None)
+            raise
+        finally:
+            if self.line:
+                self.line.clear()
+
+    def _extra(self, step: Step) -> dict[str, Any]:
+        if step.name == "serve":
+            return {"name": self.config.name}
+        if step.name != "model":
+            return {}
+        dtype = environment.compute_dtype(self.config.model.dtype)
+        if self.plan.source.kind == "tiny":
+            return {"source": None, "dtype": dtype}
+        source = hub.download(self.plan.model, self.plan.source, log.info)
+        return {"source": str(source.resolve()), "dtype": dtype}
 
     def close(self) -> None:
         """End the worker."""
         if self.worker:
             self.worker.close()
-
-    def _hand_over(self, planned: Planned, entry: Entry) -> None:
-        fields: dict[str, Any] = {
-            "directory": str(entry.directory.resolve()),
-            "metrics": entry.metrics,
-        }
-        if planned.step.artifact == "BaseModel":
-            fields["dtype"] = environment.compute_dtype(self.config.model.dtype)
-        self.handed_over[planned.step.keyword] = (planned.step.artifact, fields)
-
-    def _worker(self) -> WorkerProcess:
-        if self.worker is None:
-            self.worker = WorkerProcess(self.record.directory / "pipeline.log")
-        return self.worker
 
     def _on_event(self, event: Event) -> None:
         if event["event"] == "log":

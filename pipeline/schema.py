@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from pipeline.plan import STEPS
 from pipeline.spelling import closest
 from stages.errors import SettingError
-from stages.settings import Data, Lora, Model, Optimizer, Train
+from stages.settings import Data, Evaluate, Lora, Merge, Model, Optimizer, Serve, Train
 
 
 @dataclass(kw_only=True, slots=True)
@@ -24,7 +24,7 @@ class Config:
     seed: int
     """Decides every random choice."""
     stages: tuple[str, ...]
-    """Steps to run, of: prepare, train."""
+    """Steps to run, of: prepare, train, merge, evaluate, serve."""
     run: str | None
     """Start from this run's recorded configuration: a run directory, or `latest`."""
     dry_run: bool
@@ -38,6 +38,9 @@ class Config:
     lora: Lora
     optimizer: Optimizer
     train: Train
+    merge: Merge
+    evaluate: Evaluate
+    serve: Serve
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):

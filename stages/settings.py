@@ -293,6 +293,9 @@ GROUPS: dict[str, type[Any]] = {
     "lora": Lora,
     "optimizer": Optimizer,
     "train": Train,
+    "merge": Merge,
+    "evaluate": Evaluate,
+    "serve": Serve,
 }
 """Every group that a stage takes, by the name it has in the configuration."""
 

@@ -1,0 +1,68 @@
+"""What the worker is asked to do: a stage's settings, the artifacts it takes, where it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import environment, hub
+from pipeline.errors import Refused
+from pipeline.keys import Plan, Planned
+from pipeline.manifest import Entry
+from pipeline.plan import TABLE, upstream
+from pipeline.schema import Config
+
+HandedOver = dict[str, tuple[str, dict[str, Any]]]
+"""Keyword of a stage function -> class of the artifact in `stages.artifacts`, and its fields."""
+
+_KEYWORDS = {step.name: step.keyword for step in TABLE}
+
+
+def build(
+    planned: Planned, config: Config, handed_over: HandedOver, extra: Mapping[str, Any], out: Path
+) -> dict[str, Any]:
+    """Return the request for one stage, as it travels to the worker."""
+    step = planned.step
+    keywords = [_KEYWORDS[name] for name in upstream(step, config.serve.weights)]
+    return {
+        "stage": step.name,
+        "function": planned.function,
+        "tensors": step.tensors,
+        "settings": [(name, _plain(getattr(config, name))) for name in step.settings],
+        "handed_over": {keyword: handed_over[keyword] for keyword in keywords},
+        "extra": dict(extra),
+        "out": str(out.resolve()),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def artifact(planned: Planned, entry: Entry, config: Config) -> tuple[str, dict[str, Any]]:
+    """Return a committed stage as what later stages are given."""
+    fields: dict[str, Any] = {
+        "directory": str(entry.directory.resolve()),
+        "metrics": entry.metrics,
+    }
+    if planned.step.artifact == "BaseModel":
+        fields["dtype"] = environment.compute_dtype(config.model.dtype)
+    return planned.step.artifact, fields
+
+
+def model_directory(plan: Plan, say: Callable[[str], None]) -> tuple[str, dict[str, Any]]:
+    """Return the base that is used as it is, downloaded where it comes from the hub."""
+    (planned,) = (planned for planned in plan.steps if planned.step.name == "model")
+    require_known(planned)
+    directory = hub.download(plan.model, plan.source, say)
+    dtype = environment.compute_dtype(plan.model.dtype)
+    return "BaseModel", {"directory": str(directory.resolve()), "dtype": dtype}
+
+
+def require_known(planned: Planned) -> None:
+    """Refuse to make again what the parent run made in a way that is gone."""
+    if planned.ingredients is None:
+        found = f"the parent run's {planned.step.name} is gone, and would come out otherwise now"
+        raise Refused("run", found, "give the configuration anew, without run=")
