@@ -73,7 +73,8 @@ def merge(
     if not verdict.kept_fraction >= merge.min_kept:
         raise _lost(merge, form, kept)
     described = {"format": FORMAT, **form, "split": split, "rows": len(rows), **asdict(verdict)}
-    (out / "merge.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(described, indent=2) + "\n"
+    (out / "merge.json").write_text(text, encoding="utf-8", newline="\n")
     report.log(f"merged as {_words(form)}: {kept}")
     metrics = {f"merge.{name}": value for name, value in asdict(verdict).items()}
     return Merged(directory=out, metrics=metrics)
@@ -170,7 +171,7 @@ def _figures(verdict: Verdict) -> str:
 
 
 def _words(form: dict[str, Any]) -> str:
-    return f"quantized weights, scales {form['dtype']}" if form["quantized"] else form["dtype"]
+    return f"packed weights, the rest {form['dtype']}" if form["quantized"] else form["dtype"]
 
 
 def _lost(merge: Merge, form: dict[str, Any], kept: str) -> SettingError:

@@ -398,3 +398,13 @@ def test_never_holds_a_second_model(base: Path, prepared: Prepared, tmp_path: Pa
     held = mx.get_active_memory()
     run(base, adapter, prepared, tmp_path / "out", rows=1)
     assert mx.get_peak_memory() - held < 2 * model_bytes
+
+
+def test_weights_that_overflow_are_never_accepted(
+    base: Path, prepared: Prepared, tmp_path: Path
+) -> None:
+    """A sum beyond float16 leaves no model at all, and even merge.min_kept=0 refuses it."""
+    adapter = make_adapter(base, tmp_path / "adapter", 1e6)
+    with pytest.raises(SettingError) as refused:
+        run(base, adapter, prepared, tmp_path / "out", dtype="float16", min_kept=0.0)
+    assert refused.value.mend == "set merge.dtype=float32"
