@@ -1,4 +1,5 @@
-"""Models that are only a tokenizer, with one token for each byte: their ids are known by hand."""
+"""Models that are only a tokenizer, with one token for each byte: their ids are known by hand;
+and models that are only weights."""
 
 from __future__ import annotations
 
@@ -7,7 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
 import pytest
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.llama import Model, ModelArgs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -83,6 +88,29 @@ def byte_model(tmp_path_factory: pytest.TempPathFactory) -> ByteModel:
         if config:
             (directory / "generation_config.json").write_text(json.dumps(config))
         return directory
+
+    return make
+
+
+@pytest.fixture
+def tiny_llama() -> Callable[..., Any]:
+    """Return a maker of frozen MLX Llama models with seeded random weights: 2 blocks, 32 wide."""
+
+    def make(**changes: Any) -> Any:
+        sizes = {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False,
+        }  # fmt: skip
+        model = Model(ModelArgs(model_type="llama", rms_norm_eps=1e-5, **(sizes | changes)))
+        rng = np.random.default_rng(7)
+        weights = [
+            (name, mx.array(rng.normal(1.0 if "norm" in name else 0.0, 0.2, value.shape), value.dtype))
+            for name, value in sorted(tree_flatten(model.parameters()))
+        ]
+        model.update(tree_unflatten(weights))
+        model.freeze()
+        mx.eval(model.parameters())
+        return model
 
     return make
 

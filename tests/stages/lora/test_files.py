@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm.utils import load_adapters
+from safetensors import safe_open
+
+from stages.errors import InputError
+from stages.lora.bank import Bank, attach
+from stages.lora.files import load_adapter, save_adapter
+from stages.lora.layers import AdapterShape
+from stages.lora.targets import find_targets
+
+LLAMA = Callable[..., Any]
+TOKENS = mx.array([[3, 9, 27, 17, 51], [2, 4, 8, 16, 32]])
+SHAPE = AdapterShape(4, 1.5, 0.1)
+
+
+def trained(model: Any, patterns: list[str], num_layers: int | None = None) -> Bank:
+    """Put an adapter on `model` that changes its logits."""
+    bank = attach(model, find_targets(model, patterns, num_layers), [SHAPE])
+    rng = np.random.default_rng(1)
+    bank.update(
+        {path: {name: mx.array(rng.normal(0, 0.3, value.shape), mx.float32)
+                for name, value in weights.items()}
+         for path, weights in bank.parameters().items()}
+    )  # fmt: skip
+    return bank
+
+
+def save(bank: Bank, directory: Path) -> Path:
+    directory.mkdir(exist_ok=True)
+    adapter = bank.split(bank.parameters())[0]
+    save_adapter(directory, adapter, SHAPE, bank.targets, {"alpha": 6.0, "type": "lora"})
+    return directory
+
+
+@pytest.mark.parametrize(("patterns", "num_layers"), [(["*"], None), (["q_proj", "mlp.*"], 1)])
+def test_mlx_lm_loads_what_is_saved(
+    tiny_llama: LLAMA, tmp_path: Path, patterns: list[str], num_layers: int | None
+) -> None:
+    """mlx-lm's own loader gives a fresh model the logits of the one that was trained."""
+    model = tiny_llama(num_hidden_layers=3)
+    base = np.array(model(TOKENS))
+    save(trained(model, patterns, num_layers), tmp_path)
+    expected = np.array(model(TOKENS))
+    other = load_adapters(tiny_llama(num_hidden_layers=3), str(tmp_path))
+    other.eval()
+    assert np.abs(expected - base).max() > 0.1
+    np.testing.assert_allclose(np.array(other(TOKENS)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_load_gives_the_saved_weights_back(tiny_llama: LLAMA, tmp_path: Path) -> None:
+    """What is loaded has the saved bits, shape and targets."""
+    model = tiny_llama()
+    bank = trained(model, ["self_attn.*"], 1)
+    logits = model(TOKENS)
+    other = tiny_llama()
+    loaded = load_adapter(other, save(bank, tmp_path))
+    assert (loaded.targets, loaded.shapes) == (bank.targets, bank.shapes)
+    assert mx.array_equal(other(TOKENS), logits)
+
+
+def test_load_takes_an_adapter_of_mlx_lm(tiny_llama: LLAMA, tmp_path: Path) -> None:
+    """An adapter written the way mlx_lm.lora does, without keys, gives the same logits."""
+    model = tiny_llama(num_hidden_layers=3)
+    parameters = {"rank": 3, "scale": 20.0, "dropout": 0.0}
+    linear_to_lora_layers(model, 2, parameters)
+    rng = np.random.default_rng(1)
+    weights = {name: mx.array(rng.normal(0, 0.1, value.shape), mx.float32)
+               for name, value in tree_flatten(model.trainable_parameters())}  # fmt: skip
+    model.load_weights(list(weights.items()), strict=False)
+    mx.save_safetensors(str(tmp_path / "adapters.safetensors"), weights)
+    config = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    other = tiny_llama(num_hidden_layers=3)
+    load_adapter(other, tmp_path)
+    np.testing.assert_allclose(np.array(other(TOKENS)), np.array(model(TOKENS)), rtol=1e-4)
+
+
+def test_equal_adapters_give_equal_bytes(tiny_llama: LLAMA, tmp_path: Path) -> None:
+    """Saving twice writes the same bytes: float32 tensors with the field's names."""
+    bank = trained(tiny_llama(), ["*"])
+    first, second = save(bank, tmp_path / "first"), save(bank, tmp_path / "second")
+    for name in ("adapters.safetensors", "adapter_config.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    with safe_open(first / "adapters.safetensors", "numpy") as file:
+        assert len(list(file.keys())) == 2 * 2 * 7
+        down = file.get_tensor("model.layers.0.mlp.down_proj.lora_a")
+    assert (down.dtype, down.shape) == (np.float32, (48, 4))
+
+
+def change_tensors(directory: Path, change: Callable[[dict[str, mx.array]], None]) -> None:
+    path = directory / "adapters.safetensors"
+    with safe_open(path, "numpy") as file:
+        tensors = {name: mx.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    change(tensors)
+    mx.save_safetensors(str(path), tensors)
+
+
+def test_every_wrong_tensor_is_named(tiny_llama: LLAMA, tmp_path: Path) -> None:
+    """A missing, an unknown and a mis-shaped tensor are all in the message."""
+    directory = save(trained(tiny_llama(), ["q_proj"]), tmp_path)
+
+    def spoil(tensors: dict[str, mx.array]) -> None:
+        tensors["model.layers.9.self_attn.q_proj.lora_a"] = tensors.pop(
+            "model.layers.1.self_attn.q_proj.lora_a"
+        )
+        tensors["model.layers.0.self_attn.q_proj.lora_b"] = mx.zeros((4, 7))
+
+    change_tensors(directory, spoil)
+    with pytest.raises(InputError) as caught:
+        load_adapter(tiny_llama(), directory)
+    message = str(caught.value)
+    assert "missing model.layers.1.self_attn.q_proj.lora_a" in message
+    assert "unknown model.layers.9.self_attn.q_proj.lora_a" in message
+    assert "model.layers.0.self_attn.q_proj.lora_b is (4, 7), expected (4, 32)" in message
+
+
+def test_adapter_of_another_model_is_refused(tiny_llama: LLAMA, tmp_path: Path) -> None:
+    """An adapter of a wider model does not load, and the model keeps its own layers."""
+    directory = save(trained(tiny_llama(hidden_size=64), ["q_proj"]), tmp_path)
+    model = tiny_llama()
+    with pytest.raises(InputError, match=r"lora_a is \(64, 4\), expected \(32, 4\)"):
+        load_adapter(model, directory)
+    assert all(not name.endswith("lora_a") for name, _ in tree_flatten(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("lora_parameters", {"rank": 8, "scale": 1.0, "keys": ["self_attn.q_proj"]},
+         "rank 4, but adapter_config.json says 8"),
+        ("lora_parameters", {"rank": 4}, "has no rank or no scale"),
+        ("format", 2, "format 2, but 1 is the newest known"),
+        ("format", "one", "not the configuration of an adapter"),
+        ("fine_tune_type", "dora", "fine_tune_type 'dora', expected 'lora'"),
+    ],
+)  # fmt: skip
+def test_wrong_configuration_is_refused(
+    tiny_llama: LLAMA, tmp_path: Path, key: str, value: Any, message: str
+) -> None:
+    """What the configuration says and the loader cannot honour is named."""
+    directory = save(trained(tiny_llama(), ["q_proj"]), tmp_path)
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(InputError, match=message):
+        load_adapter(tiny_llama(), directory)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapters.safetensors"])
+@pytest.mark.parametrize("content", [None, b"{broken"])
+def test_missing_or_damaged_file_is_named(
+    tiny_llama: LLAMA, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    """Either file gone or damaged is an InputError that names it."""
+    directory = save(trained(tiny_llama(), ["q_proj"]), tmp_path)
+    if content is None:
+        (directory / name).unlink()
+    else:
+        (directory / name).write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        load_adapter(tiny_llama(), directory)

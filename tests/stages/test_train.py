@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_adapters
+
+from stages.artifacts import Adapter, BaseModel, Prepared
+from stages.data.rows import open_rows, write_rows
+from stages.errors import InputError, SettingError
+from stages.models.loading import load_model
+from stages.settings import Lora, Optimizer, Train
+from stages.train import train
+
+
+class Silent:
+    def log(self, message: str) -> None: ...
+    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
+    def progress(self, done: int, total: int, fields: Mapping[str, float]) -> None: ...
+    def stop_requested(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def model(tiny_llama: Callable[..., Any], byte_model: Callable[..., Path]) -> BaseModel:
+    directory = byte_model()
+    llama = tiny_llama(vocab_size=300)
+    mx.save_safetensors(
+        str(directory / "model.safetensors"), dict(tree_flatten(llama.parameters()))
+    )
+    config = {name: value for name, value in vars(llama.args).items() if value is not None}
+    (directory / "config.json").write_text(json.dumps(config))
+    return BaseModel(directory=directory, dtype="float32")
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Prepared:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("valid", 5), ("test", 0)):
+        lengths = rng.integers(4, 50, count)
+        rows = [(rng.integers(0, 9, n).astype(np.int32), (np.arange(n) > 1).astype(np.uint8))
+                for n in lengths]  # fmt: skip
+        write_rows(tmp_path / f"{split}.safetensors", rows)
+    return Prepared(directory=tmp_path)
+
+
+def run(model: BaseModel, prepared: Prepared, out: Path, seed: int = 0, **changes: Any) -> Adapter:
+    lora = {
+        "stage": "stages.train.train", "type": "lora", "rank": 4, "alpha": 8.0, "dropout": 0.1,
+        "targets": ("*",), "num_layers": None,
+    }  # fmt: skip
+    optimizer = Optimizer(
+        name="adamw", learning_rate=1e-2, schedule="cosine", warmup_fraction=0.1, eps=1e-8,
+        max_grad_norm=1.0, betas=(0.9, 0.999), weight_decay=0.0,
+    )  # fmt: skip
+    settings = Train(
+        epochs=2, batch_size=2, grad_accumulation_steps=2, validations_per_epoch=2, log_every=5
+    )
+    return train(Lora(**(lora | changes)), optimizer, settings, seed, model=model,
+                 prepared=prepared, report=Silent(), out=out)  # fmt: skip
+
+
+def digest(adapter: Adapter) -> list[str]:
+    return [sha256(path.read_bytes()).hexdigest() for path in sorted(adapter.directory.iterdir())]
+
+
+def test_same_arguments_give_the_same_bytes(
+    model: BaseModel, prepared: Prepared, tmp_path: Path
+) -> None:
+    """Two runs write two equal files each, dropout included; another seed writes others, and
+    MLX's own random state has no part in it."""
+    first = run(model, prepared, tmp_path / "first")
+    mx.random.seed(77)
+    np.random.seed(77)
+    again = run(model, prepared, tmp_path / "again")
+    other = run(model, prepared, tmp_path / "other", seed=1)
+    assert len(digest(first)) == 2
+    assert digest(first) == digest(again)
+    assert digest(first)[1] != digest(other)[1]
+    timed = {"train.tokens_per_second"}
+    assert {k: v for k, v in first.metrics.items() if k not in timed} == {
+        k: v for k, v in again.metrics.items() if k not in timed
+    }
+
+
+def test_saved_adapter_has_the_validation_loss_that_is_stated(
+    model: BaseModel, prepared: Prepared, tmp_path: Path
+) -> None:
+    """mlx-lm's model with the saved adapter has the loss `valid.loss` on the validation rows."""
+    adapter = run(model, prepared, tmp_path / "out", type="rslora", targets=("self_attn.*",))
+    tuned = load_adapters(load_model(model), str(adapter.directory))
+    tuned.eval()
+    rows = open_rows(prepared.directory, "valid")
+    total, count = 0.0, 0
+    for index in range(len(rows)):
+        tokens, supervised = (mx.array(value) for value in rows[index])
+        logits = tuned(tokens[None, :-1])[0]
+        losses = mx.logsumexp(logits, axis=-1) - logits[mx.arange(len(tokens) - 1), tokens[1:]]
+        total += (losses * supervised[1:]).sum().item()
+        count += int(supervised[1:].sum())
+    assert adapter.metrics["valid.loss"] == pytest.approx(total / count, rel=1e-5)
+    assert adapter.metrics["valid.loss"] < adapter.metrics["valid.loss_before"]
+
+
+def test_configuration_says_what_was_trained(
+    model: BaseModel, prepared: Prepared, tmp_path: Path
+) -> None:
+    """The adapter's configuration holds the format's fields and our own; metrics count weights."""
+    adapter = run(model, prepared, tmp_path / "out", targets=("q_proj",), num_layers=1)
+    assert json.loads((adapter.directory / "adapter_config.json").read_text()) == {
+        "alpha": 8.0, "fine_tune_type": "lora", "format": 1, "num_layers": 1, "type": "lora",
+        "lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.1, "keys": ["self_attn.q_proj"]},
+    }  # fmt: skip
+    assert adapter.metrics["train.trainable_parameters"] == 2 * 32 * 4
+
+
+def test_unknown_target_is_refused(model: BaseModel, prepared: Prepared, tmp_path: Path) -> None:
+    """The error names lora.targets, and nothing is written."""
+    with pytest.raises(SettingError, match=r"lora\.targets: 'qproj'"):
+        run(model, prepared, tmp_path / "out", targets=("qproj",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_without_a_target_are_refused(model: BaseModel, tmp_path: Path) -> None:
+    """Rows of which no token is supervised are no training data."""
+    row = (np.arange(5, dtype=np.int32), np.zeros(5, np.uint8))
+    for split in ("train", "valid"):
+        write_rows(tmp_path / f"{split}.safetensors", [row])
+    with pytest.raises(InputError, match=r"train\.safetensors: no token of any row"):
+        run(model, Prepared(directory=tmp_path), tmp_path / "out")
