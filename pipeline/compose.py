@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline import mistakes
 from pipeline.errors import Refused
 from pipeline.overrides import Words
+from pipeline.terminal import shown_path
 
 CONF = "pkg://conf"
 
@@ -97,4 +98,4 @@ def _refuse_shadowed(directory: Path, loader: ConfigLoader) -> None:
         name = file.relative_to(directory).with_suffix("").as_posix()
         if any(source.is_config(name) for source in ours):
             found = "an option of this name is built in and would be used instead"
-            raise Refused(mistakes.shown(file), found, "give the file another name")
+            raise Refused(shown_path(file), found, "give the file another name")

@@ -101,7 +101,9 @@ def _recorded(config: Config, parent: Parent | None) -> dict[str, str]:
     """Return the keys that the parent run recorded for the steps that are not selected."""
     if parent is None:
         return {}
-    keys = {name: key for name, key in parent.keys.items() if name not in config.stages}
+    listed = {step.name for step in TABLE if not step.implied}
+    keys = {name: key for name, key in parent.keys.items()
+            if name in listed and name not in config.stages}  # fmt: skip
     if parent.model_key and asdict(config.model) == parent.config["model"]:
         keys["model"] = parent.model_key
     return keys

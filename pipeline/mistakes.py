@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -22,13 +21,14 @@ from pipeline.errors import Refused
 from pipeline.overrides import Words, unknown_key, unknown_option
 from pipeline.resolved import flat
 from pipeline.schema import KEYS, expected
+from pipeline.terminal import shown_path
 
 
 def explain(error: Exception, loader: ConfigLoader) -> Refused:
     """Return the refusal that says what `error` says, with the user's own file if it is in one."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
-        return Refused(f"{shown(Path(mark.name))}:{mark.line + 1}", str(error.problem))
+        return Refused(f"{shown_path(Path(mark.name))}:{mark.line + 1}", str(error.problem))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing(error, loader)
     named = re.match(r"In '([^']+)': ", str(error))
@@ -36,14 +36,14 @@ def explain(error: Exception, loader: ConfigLoader) -> Refused:
     cause = error if isinstance(error, OmegaConfBaseException) else _cause(error)
     if cause is None or not cause.full_key:
         said = str(cause or error).splitlines()[0].removeprefix(named.group(0) if named else "")
-        return Refused(shown(file) if file else "configuration", said)
+        return Refused(shown_path(file) if file else "configuration", said)
     refused = _about_key(cause, str(cause.full_key), loader)
     if file is None:
         return refused
     mend = refused.mend
     if str(cause.full_key).partition(".")[0] == file.parent.name and file.parent.name not in _ROOTS:
         mend = "its first line must be `# @package _global_`"
-    return Refused(f"{shown(file)}: {refused.where}", refused.found, mend)
+    return Refused(f"{shown_path(file)}: {refused.where}", refused.found, mend)
 
 
 _ROOTS = {key.partition(".")[0] for key in KEYS}
@@ -75,7 +75,7 @@ def _missing(error: MissingConfigException, loader: ConfigLoader) -> Refused:
     for directory in _user_directories(loader):
         for file in sorted(directory.rglob("*.yaml")):
             if re.search(rf"\b{re.escape(option)}\b", file.read_text(encoding="utf-8")):
-                return Refused(f"{shown(file)}: {group}", refused.found, refused.mend)
+                return Refused(f"{shown_path(file)}: {group}", refused.found, refused.mend)
     return refused
 
 
@@ -104,9 +104,3 @@ def origin(key: str, config_name: str, words: Words, loader: ConfigLoader) -> Pa
         if isinstance(values, dict) and inner in flat({str(k): v for k, v in values.items()}):
             return file
     return None
-
-
-def shown(path: Path) -> str:
-    """Return `path` as a person would type it here: relative where it lies below."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

@@ -50,7 +50,7 @@ class Run:
         self.plan = plan
         self.record = record
         self.line = line
-        self.store = Store(Path(config.outputs) / "store")
+        self.store = _store(config)
         self.metrics = MetricsFile(record.directory / "metrics.jsonl")
         self.handed_over: requests.HandedOver = {}
         self.worker: WorkerProcess | None = None
@@ -58,7 +58,6 @@ class Run:
 
     def execute(self) -> None:
         """Go through the plan."""
-        self._check_upstream()
         for planned in self.plan.steps:
             self.check_stop()
             if planned.step.name == "model" and not self.plan.made_model:
@@ -67,16 +66,6 @@ class Run:
                 self._serve(planned)
             elif planned.needed or self.store.find(planned.step.name, planned.key):
                 self._stage(planned)
-
-    def _check_upstream(self) -> None:
-        for planned in self.plan.steps:
-            name = planned.step.name
-            may_run = planned.selected or planned.step.implied or not planned.needed
-            if may_run or self.store.find(name, planned.key):
-                continue
-            wanted = ",".join([name, *self.config.stages])
-            found = f"needs the result of {name}, which has not been made for this configuration"
-            raise Refused("stages", found, f"add it: 'stages=[{wanted}]'")
 
     def _stage(self, planned: Planned) -> None:
         step, key = planned.step, planned.key
@@ -215,6 +204,7 @@ def execute(
     Raises a `PipelineError` for whatever ended the run; its record says so too.
     """
     plan = keys.make(config, parent)
+    _check_upstream(plan, config)
     with ExitStack() as stack:
         record = stack.enter_context(
             RunRecord.start(
@@ -238,6 +228,21 @@ def execute(
     update_latest(directory)
     summary.show(record)
     return Outcome(directory=directory, status="succeeded", metrics=record.metrics)
+
+
+def _store(config: Config) -> Store:
+    return Store(Path(config.outputs) / "store")
+
+
+def _check_upstream(plan: Plan, config: Config) -> None:
+    """Refuse steps that take what no listed step makes and the store does not hold."""
+    for planned in plan.steps:
+        name = planned.step.name
+        may_run = planned.selected or planned.step.implied or not planned.needed
+        if not may_run and not _store(config).find(name, planned.key):
+            wanted = ",".join([name, *config.stages])
+            found = f"needs the result of {name}, which has not been made for this configuration"
+            raise Refused("stages", found, f"add it: 'stages=[{wanted}]'")
 
 
 def _model_record(plan: Plan, config: Config) -> dict[str, Any]:

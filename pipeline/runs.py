@@ -30,8 +30,8 @@ from pipeline.overview import (
 from pipeline.record import read_run
 from pipeline.resolved import flat
 from pipeline.spelling import closest
-from pipeline.summary import age, shown_path
-from pipeline.terminal import duration
+from pipeline.summary import age
+from pipeline.terminal import duration, shown_path
 
 FORMAT = 1
 _GAP = 2

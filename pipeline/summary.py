@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import shutil
 import sys
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +14,7 @@ from rich.table import Table
 
 from pipeline.manifest import Entry
 from pipeline.record import RunRecord
-from pipeline.terminal import duration
+from pipeline.terminal import duration, shown_path
 
 log = logging.getLogger("pipeline")
 
@@ -67,12 +65,6 @@ def show(record: RunRecord) -> None:
             table.add_row(*row)
         log.info("\n%s", render(table))
     log.info("run: %s", shown_path(record.directory))
-
-
-def shown_path(path: Path) -> str:
-    """Return `path` as a person would type it here: relative where it lies below."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 def render(table: Any) -> str:

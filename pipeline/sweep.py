@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from pipeline.compose import Composed, Composer
 from pipeline.errors import Refused
 from pipeline.overrides import Words, read
+from pipeline.terminal import shown_path
 
 STOPPED = frozenset({130, 143})
 """Exit codes of a trial that was stopped on request; its sweep stops too."""
@@ -84,7 +85,7 @@ def summary(trials: Sequence[Trial], objective: str) -> list[str]:
     """Return the table of all trials, how to run the best again, and where the sweep lies."""
     from rich.table import Table
 
-    from pipeline.summary import render, shown_path
+    from pipeline.summary import render
 
     measured = [trial for trial in trials if math.isfinite(trial.objective)]
     best = min(measured, key=lambda trial: trial.objective, default=None)

@@ -10,6 +10,7 @@ from pipeline.compose import Composed, Composer
 from pipeline.errors import Refused
 from pipeline.overrides import Words
 from pipeline.schema import KEYS, Config
+from pipeline.terminal import shown_path
 from stages.errors import SettingError
 
 
@@ -37,7 +38,7 @@ def validate(
     if refused.where not in words.given and not inherited:
         file = mistakes.origin(refused.where, composer.config_name, words, composer.loader)
         if file:
-            where = f"{mistakes.shown(file)}: {refused.where}"
+            where = f"{shown_path(file)}: {refused.where}"
             raise Refused(where, refused.found, refused.mend) from None
     raise refused from None
 

@@ -16,7 +16,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("lora.rnak=3", "lora.rnak", "did you mean lora.rank=3?"),
     ("rank=16", "rank", "did you mean lora.rank=16?"),
     ("lr=3e-5", "lr", "did you mean optimizer.learning_rate=3e-5?"),
-    ("lora.batch_size=4", "lora.batch_size", "did you mean train.batch_size=4?"),
+    ("lora.batch_size=4", "lora.batch_size", "or train.batch_size=4?"),
     ("path=rows.jsonl", "path", "data.path=rows.jsonl or model.path=rows.jsonl?"),
     ("modle=tiny", "modle", "did you mean model=tiny?"),
     ("xyzzy=1", "xyzzy", "--cfg job shows all keys"),
