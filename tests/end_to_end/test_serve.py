@@ -51,7 +51,8 @@ def test_served_until_stopped(finished, number: signal.Signals) -> None:
             for model in ("base", "default"):
                 answer = client.chat.completions.create(model=model, max_tokens=5, **ask)
                 assert answer.usage.completion_tokens <= 5
-            with client.chat.completions.create(model="default", **ask, stream=True) as stream:
+            ask |= {"model": "default", "max_tokens": 100, "stream": True}
+            with client.chat.completions.create(**ask) as stream:
                 next(iter(stream))
                 process.send_signal(number)
                 finish = [chunk.choices[0].finish_reason for chunk in stream][-1]
