@@ -77,7 +77,8 @@ def serve(
 
 
 def _announce(report: Reporter, address: str, names: list[str]) -> None:
-    request = {"model": names[-1], "messages": [{"role": "user", "content": "Hello"}]}
+    turns = [{"role": "user", "content": "Hello"}]
+    request = {"model": names[-1], "messages": turns, "temperature": 0}
     report.log(f"serving {', '.join(names)} at {address}/v1 (Ctrl-C stops it)")
     report.log(
         f"curl {address}/v1/chat/completions -H 'Content-Type: application/json' "

@@ -53,7 +53,9 @@ def internal() -> Problem:
 
 def unavailable() -> Problem:
     """Return what a client is told while nobody computes: not yet, no more, or not any more."""
-    return Problem(503, "the server is not serving", code="unavailable", retry_after_seconds=5)
+    return Problem(
+        503, "the server has stopped answering", code="unavailable", retry_after_seconds=5
+    )
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
