@@ -6,6 +6,7 @@ import io
 import logging
 import shutil
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -30,6 +31,14 @@ SHOWN = (
     ("train.padding_fraction", "padding computed", "{:.1%}"),
 )
 
+COMPARED = {
+    "loss": "{:.4f}",
+    "perplexity": "{:,.2f}",
+    "exact_match": "{:.1%}",
+    "json_valid": "{:.1%}",
+    "stop_rate": "{:.1%}",
+}
+
 
 def stage_line(entry: Entry, reused: bool) -> str:
     """Return the one line of a finished stage: what happened, its key, and what it cost."""
@@ -52,7 +61,7 @@ def age(created: str) -> str:
 
 
 def show(record: RunRecord) -> None:
-    """Log the table of figures and, as the last line, where the run lies."""
+    """Log the figures of training, base versus tuned, and as the last line where the run lies."""
     metrics, peak = record.metrics, record.peak_memory_bytes
     rows = [(text, form.format(metrics[name])) for name, text, form in SHOWN if name in metrics]
     if peak and "train.loss" in metrics:
@@ -64,7 +73,29 @@ def show(record: RunRecord) -> None:
         for row in rows:
             table.add_row(*row)
         log.info("\n%s", render(table))
+    if compared := comparison(metrics):
+        table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column("held-out rows")
+        for column in ("base", "tuned", "difference"):
+            table.add_column(column, justify="right")
+        for line in compared:
+            table.add_row(*line)
+        log.info("\n%s\n", render(table))
     log.info("run: %s", shown_path(record.directory))
+
+
+def comparison(metrics: Mapping[str, float]) -> list[tuple[str, ...]]:
+    """Return a line for each metric of each split that both base and tuned have."""
+    lines = []
+    for split in ("valid", "test"):
+        for name, form in COMPARED.items():
+            base, tuned = (metrics.get(f"{who}.{split}.{name}") for who in ("base", "tuned"))
+            if base is not None and tuned is not None:
+                sign = "+" if tuned >= base else "-"
+                values = (form.format(value) for value in (base, tuned))
+                change = f"{sign}{form.format(abs(tuned - base))}"
+                lines.append((f"{split} {name.replace('_', ' ')}", *values, change))
+    return lines
 
 
 def render(table: Any) -> str:
