@@ -76,7 +76,7 @@ def fit(
     per_epoch, total = count_steps(rows, train)
     progress = Progress(report, total, train.log_every)
     best = Best(state.parameters)
-    before = validation_loss(losses, state.parameters, valid, train.batch_size)
+    before = validation_loss(losses, state.parameters, valid, train.batch_size, report)
     if before is None:
         report.log("no validation rows: the last adapter is kept")
     else:
@@ -94,7 +94,7 @@ def fit(
         if before is None:
             best = Best(state.parameters, progress.steps)
         elif progress.steps in validate_after:
-            found = validation_loss(losses, state.parameters, valid, train.batch_size)
+            found = validation_loss(losses, state.parameters, valid, train.batch_size, report)
             _keep_best(best, state.parameters, found, progress)
         clock = perf_counter()
     metrics = progress.totals() | {"train.best_step": best.step}
@@ -140,11 +140,13 @@ def take_step(
 
 
 def validation_loss(
-    losses: RowLosses, parameters: Parameters, valid: Rows, batch_size: int
+    losses: RowLosses, parameters: Parameters, valid: Rows, batch_size: int, report: Reporter
 ) -> float | None:
     """Return the mean loss of all supervised tokens of the split; None where it has none."""
     total, tokens = 0.0, 0
     for batch in validation_batches(valid, batch_size):
+        if report.stop_requested():
+            raise StopRequested
         found = losses(parameters, mx.array(batch.tokens), mx.array(batch.supervised))
         total += _checked_sum("validation", batch.rows, [found])
         tokens += batch.supervised_tokens

@@ -80,9 +80,8 @@ def test_best_adapter_is_the_one_with_the_lowest_validation_loss(
     steps = [step for step, values in report.rows if "valid.loss" in values]
     assert metrics["train.best_step"] == steps[losses.index(min(losses[1:]))]
     bank.update(bank.join([best]))
-    assert validation_loss(
-        compile_losses(bank), bank.parameters(), valid, 4
-    ) == pytest.approx(metrics["valid.loss"], rel=1e-6)  # fmt: skip
+    found = validation_loss(compile_losses(bank), bank.parameters(), valid, 4, recorder())
+    assert found == pytest.approx(metrics["valid.loss"], rel=1e-6)
     assert sum(line.endswith("best") for line in report.lines) >= 1
 
 
@@ -179,6 +178,17 @@ def test_asked_to_stop_it_stops_before_the_next_step(
         fit(fresh(tiny_llama()), make_rows(LENGTHS), make_rows([], name="valid"),
             optimizer=adamw(), train=settings(batch_size=1), seed=0, report=report)  # fmt: skip
     assert len(report.values("train.loss")) == 2
+
+
+def test_asked_to_stop_it_stops_within_a_validation(
+    tiny_llama: LLAMA, make_rows: ROWS, recorder: Any, adamw: ADAMW, settings: SETTINGS
+) -> None:
+    """A request that is there from the start ends the run before anything is reported."""
+    report = recorder(stop_after=0)
+    with pytest.raises(StopRequested):
+        fit(fresh(tiny_llama()), make_rows(LENGTHS), make_rows([12], name="valid"),
+            optimizer=adamw(), train=settings(), seed=0, report=report)  # fmt: skip
+    assert report.rows == []
 
 
 def poisoned(model: Any, token: int) -> Any:
