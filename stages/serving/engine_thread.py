@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class EngineThread:
         return self._ready.is_set() and self._thread.is_alive() and self._deadline is None
 
     def metrics(self) -> dict[str, float]:
-        """Return what was done: answers finished, their tokens, requests dropped and failed."""
+        """Return counts: answers finished, their tokens, those dropped half-way, those failed."""
         return {f"serve.{name}": float(count) for name, count in self._counts.items()}
 
     def submit(self, ticket: Ticket) -> None:
@@ -191,7 +192,9 @@ class EngineThread:
 
     def _fail(self, tickets: Sequence[Ticket], error: Exception) -> None:
         self._counts["failed"] += len(tickets)
-        self._log(f"requests failed: {len(tickets)} ({type(error).__name__}: {error})")
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        found = f"{type(error).__name__}: {error}, {place.filename}:{place.lineno}"
+        self._log(f"requests failed: {len(tickets)} ({found})")
         for ticket in tickets:
             _deliver(ticket, internal())
 
