@@ -92,9 +92,10 @@ class Engine:
         self._adapters: dict[str | None, Bank | None] = {None: None}
         self._adapters.update(adapters or {})
         self._batch_size = batch_size
-        self._context_tokens: int | None = getattr(
+        self.context_tokens: int | None = getattr(
             getattr(model, "args", None), "max_position_embeddings", None
         )
+        """Most tokens of prompt and answer together; None where the model does not say."""
         self._inserted = 0
         self._generators: dict[str | None, Any] = {}
         self._answers: dict[tuple[str | None, int], _Answer] = {}
@@ -114,10 +115,10 @@ class Engine:
         if not job.prompt:
             raise InputError("prompt", "an empty prompt", "write something to continue")
         longest = job.sampling.max_tokens
-        if self._context_tokens is not None:
-            longest = min(longest, self._context_tokens - len(job.prompt))
+        if self.context_tokens is not None:
+            longest = min(longest, self.context_tokens - len(job.prompt))
         if longest < 1:
-            found = f"{len(job.prompt):,} tokens, the model takes {self._context_tokens:,}"
+            found = f"{len(job.prompt):,} tokens, the model takes {self.context_tokens:,}"
             raise InputError("prompt", found, "shorten it")
         text = TextStream(self._tokenizer, job.sampling.stop)
         [row] = self._generator(job.adapter).insert(

@@ -1,0 +1,164 @@
+"""One model on the held-out rows: the loss of their tokens, and its answers to their questions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from stages.artifacts import BaseModel, Reporter
+from stages.data.rows import Rows, open_rows
+from stages.errors import StopRequested
+from stages.evaluation.metrics import Score, answer_metrics, loss_metrics, score
+from stages.evaluation.questions import SPLITS, Question, choose, is_chat, read_questions
+from stages.generation.decode import complete
+from stages.generation.engine import Engine, Job
+from stages.generation.prompts import open_chat
+from stages.generation.sampling import Sampling
+from stages.models.tokenizer import load_tokenizer, stop_token_ids
+from stages.settings import Evaluate
+from stages.training.batches import collate, input_width
+from stages.training.loss import row_losses
+
+_PASS_TOKENS = 2048
+"""Padded tokens in one forward pass: their logits, float32, are what needs memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said, and what it was worth."""
+
+    text: str
+    finish_reason: str
+    completion_tokens: int
+    score: Score
+
+
+@dataclass(slots=True)
+class Scores:
+    """Everything about one model."""
+
+    metrics: dict[str, float]
+    """By `<split>.<metric>`."""
+    counts: dict[str, dict[str, int]]
+    """By split."""
+    questions: list[Question]
+    answers: list[Answer]
+    """One for each question."""
+
+
+class _Progress:
+    """Counts rows, and ends the stage between two of them where the run is asked to stop."""
+
+    def __init__(self, report: Reporter, total: int) -> None:
+        self._report, self._total, self._done = report, total, 0
+
+    def advance(self, rows: int) -> None:
+        self._done += rows
+        self._report.progress(self._done, self._total, {})
+        if self._report.stop_requested():
+            raise StopRequested
+
+
+def score_model(
+    module: nn.Module,
+    model: BaseModel,
+    prepared: Path,
+    evaluate: Evaluate,
+    seed: int,
+    report: Reporter,
+) -> Scores:
+    """Score `module`, the base as it is or with an adapter on it, on valid and test rows.
+
+    The same arguments on the same kind of machine give the same scores. Text rows have a loss
+    alone.
+    """
+    module.eval()
+    splits = {split: open_rows(prepared, split) for split in SPLITS}
+    chosen = {split: choose(len(rows), evaluate.rows, seed, split)
+              for split, rows in splits.items()}  # fmt: skip
+    chat = is_chat(prepared)
+    total = sum(map(len, chosen.values()))
+    progress = _Progress(report, total * (2 if chat else 1))
+    scores = Scores({}, {}, [], [])
+    for split, rows in splits.items():
+        loss_sum, tokens = _loss(module, rows, chosen[split], progress)
+        _add(scores, split, loss_metrics(loss_sum, tokens))
+        scores.counts[split] = {"rows": len(rows), "scored_rows": len(chosen[split]),
+                                "supervised_tokens": tokens}  # fmt: skip
+        if chat:
+            scores.questions += read_questions(prepared, split, chosen[split])
+    if scores.questions:
+        scores.answers = _answers(module, model, scores.questions, evaluate, report, progress)
+    for split in SPLITS if chat else ():
+        pairs = zip(scores.questions, scores.answers, strict=True)
+        judged = [answer.score for question, answer in pairs if question.split == split]
+        _add(scores, split, answer_metrics(judged))
+        scores.counts[split]["json_references"] = sum(one.json_valid is not None for one in judged)
+    return scores
+
+
+def _add(scores: Scores, split: str, metrics: dict[str, float]) -> None:
+    scores.metrics |= {f"{split}.{name}": value for name, value in metrics.items()}
+
+
+def _loss(
+    module: nn.Module, rows: Rows, chosen: Sequence[int], progress: _Progress
+) -> tuple[float, int]:  # fmt: skip
+    """Return the summed loss of the chosen rows and their supervised tokens."""
+    losses: list[float] = []
+    tokens = 0
+    for part in _passes(rows, chosen):
+        batch = collate(rows, part)
+        made = row_losses(module, mx.array(batch.tokens), mx.array(batch.supervised))
+        losses += np.array(made).tolist()
+        tokens += batch.supervised_tokens
+        progress.advance(len(part))
+    return math.fsum(losses), tokens
+
+
+def _passes(rows: Rows, chosen: Sequence[int]) -> Iterator[list[int]]:
+    """Cut the rows, shortest first, into parts that fit in one pass."""
+    part: list[int] = []
+    for row in sorted(chosen, key=lambda row: int(rows.lengths[row])):
+        if part and (len(part) + 1) * input_width(int(rows.lengths[row])) > _PASS_TOKENS:
+            yield part
+            part = []
+        part.append(row)
+    if part:
+        yield part
+
+
+def _answers(
+    module: nn.Module,
+    model: BaseModel,
+    questions: Sequence[Question],
+    evaluate: Evaluate,
+    report: Reporter,
+    progress: _Progress,
+) -> list[Answer]:
+    """Return the greedy answer to each question; one that fills the context gets an empty one."""
+    tokenizer = load_tokenizer(model.directory)
+    stops = stop_token_ids(model.directory, tokenizer)
+    engine = Engine(module, tokenizer, stops, batch_size=evaluate.batch_size)
+    encode = open_chat(tokenizer, model.directory)
+    sampling = Sampling(max_tokens=evaluate.max_tokens)
+    answers = [Answer("", "length", 0, score(q.reference, "", "length")) for q in questions]
+    jobs, places = [], []
+    for place, question in enumerate(questions):
+        prompt = encode(question.prompt, question.source)
+        if engine.context_tokens is None or len(prompt) < engine.context_tokens:
+            jobs.append(Job(prompt=prompt, sampling=sampling))
+            places.append(place)
+    progress.advance(len(questions) - len(jobs))
+    for made in complete(engine, jobs, report):
+        place = places[made.index]
+        judged = score(questions[place].reference, made.text, made.finish_reason)
+        answers[place] = Answer(made.text, made.finish_reason, made.completion_tokens, judged)
+        progress.advance(1)
+    return answers
