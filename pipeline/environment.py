@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distributions, version
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Unable
+
+_AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 
 def device() -> str:
@@ -36,16 +39,25 @@ def cpu_count() -> int:
 
 
 def blas_kernel() -> str | None:
-    """Return the OpenBLAS kernel for this CPU; None leaves the choice to OpenBLAS.
-
-    OpenBLAS falls back to its Haswell kernels on CPUs newer than itself, at half the speed.
-    """
+    """Return the OpenBLAS kernel for this CPU, the user's own choice first."""
     if chosen := os.environ.get("OPENBLAS_CORETYPE"):
         return chosen
-    if sys.platform != "linux" or platform.machine() != "x86_64":
+    if sys.platform != "linux":
         return None
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    return "SkylakeX" if "avx512f" in flags else "Haswell" if "avx2" in flags else None
+    return choose_kernel(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+
+
+def choose_kernel(cpuinfo: str) -> str | None:
+    """Name the OpenBLAS kernel for the CPU that the text of /proc/cpuinfo describes.
+
+    OpenBLAS takes AVX2 kernels on AVX-512 CPUs newer than itself, at half the speed. None leaves
+    the choice to it.
+    """
+    flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    found = set(flags[1].split()) if flags else set()
+    if found >= _AVX512:
+        return "SkylakeX"
+    return "Haswell" if {"avx2", "fma"} <= found else None
 
 
 def worker_variables() -> dict[str, str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -29,8 +28,6 @@ SYMBOLS = (
 # Counted up when SYMBOLS or the patching changes, so that an older copy is not taken.
 _RECIPE = 1
 
-_AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
-
 _asked = False
 _loaded: str | None = None
 
@@ -40,6 +37,7 @@ def preload(cache: Path | None = None) -> str | None:
 
     Call it before anything imports `mlx.core`; later calls return what the first one did. None
     means that MLX keeps its own BLAS: always so on macOS (Accelerate), elsewhere with a warning.
+    OpenBLAS takes its kernel and thread count from the environment while it is opened.
     `cache` is the directory that keeps the patched library, by default the user's cache.
     """
     global _asked, _loaded
@@ -65,19 +63,6 @@ def preload(cache: Path | None = None) -> str | None:
     return _loaded
 
 
-def choose_kernel(cpuinfo: str) -> str | None:
-    """Name the OpenBLAS kernel for the CPU that the text of /proc/cpuinfo describes.
-
-    OpenBLAS takes AVX2 kernels on AVX-512 CPUs newer than itself, at half the speed. None leaves
-    the choice to it.
-    """
-    flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
-    found = set(flags[1].split()) if flags else set()
-    if found >= _AVX512:
-        return "SkylakeX"
-    return "Haswell" if {"avx2", "fma"} <= found else None
-
-
 def user_cache() -> Path:
     """Return the directory under the user's cache that this program may fill."""
     if sys.platform == "darwin":
@@ -91,10 +76,6 @@ def _open(cache: Path) -> str:
     library = cache / f"openblas-{version}-{os.uname().machine}-{_RECIPE}.so"
     if not library.exists():
         _patch(library)
-    kernel = choose_kernel(Path("/proc/cpuinfo").read_text(errors="replace"))
-    if kernel is not None:
-        # OpenBLAS reads it while it is opened; a choice of the user's own wins.
-        os.environ.setdefault("OPENBLAS_CORETYPE", kernel)
     openblas = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     openblas.scipy_openblas_get_config.restype = ctypes.c_char_p
     openblas.scipy_openblas_get_corename.restype = ctypes.c_char_p

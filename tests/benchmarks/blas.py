@@ -4,10 +4,13 @@ Run `python tests/benchmarks/blas.py`. Each BLAS has processes of its own, taken
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
+
+from pipeline.environment import worker_variables
 
 # (rows, inner, columns): a square, a projection of a 135M-parameter model, and its backward.
 SHAPES = ((1024, 1024, 1024), (1024, 576, 1536), (576, 1024, 1536), (4, 576, 1536))
@@ -42,10 +45,13 @@ def measure(preloaded: bool) -> dict[str, object]:
 def main() -> None:
     """Print one row per shape: median rate of either BLAS over the rounds, and their ratio."""
     results: dict[str, list[dict]] = {"wheel": [], "preloaded": []}
+    environment = {**os.environ, **worker_variables()}
     for _ in range(ROUNDS):
         for kind, found in results.items():
             command = [sys.executable, __file__, kind]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=True
+            )
             found.append(json.loads(done.stdout))
     print(f"preloaded: {results['preloaded'][0]['name']}")
     print(f"{'shape':>20} {'wheel GF/s':>12} {'preloaded':>12} {'ratio':>8}")

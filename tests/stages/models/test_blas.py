@@ -177,23 +177,3 @@ def test_the_user_chooses_the_kernel(tmp_path):
         pytest.skip("the name is one of x86-64")
     code = "from stages.models.blas import preload; print(preload())"
     assert python(code, OPENBLAS_CORETYPE="Nehalem").stdout.split()[-1] == "Nehalem"
-
-
-@pytest.mark.parametrize(
-    ("flags", "kernel"),
-    [
-        ("fpu avx2 fma avx512f avx512dq avx512cd avx512bw avx512vl", "SkylakeX"),
-        ("fpu avx2 fma avx512f avx512cd avx512er", "Haswell"),
-        ("fpu avx2 fma", "Haswell"),
-        ("fpu avx", None),
-    ],
-)
-def test_kernel_by_cpu_flags(flags, kernel):
-    """AVX-512 as servers have it takes SkylakeX, AVX2 Haswell, all else OpenBLAS's own choice."""
-    cpuinfo = f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: {flags}\nbugs\t\t: avx512f\n"
-    assert blas.choose_kernel(cpuinfo) == kernel
-
-
-def test_no_kernel_is_chosen_on_arm():
-    """Their cpuinfo has features, not flags, and OpenBLAS knows these CPUs."""
-    assert blas.choose_kernel("processor\t: 0\nFeatures\t: fp asimd sve\n") is None
