@@ -54,6 +54,10 @@ class WorkerProcess:
         """Ask the running stage to end at its next safe point."""
         self._send({"op": "stop"})
 
+    def go_on(self) -> None:
+        """Take the request to stop back, for whatever is run next."""
+        self._send({"op": "go on"})
+
     def kill(self) -> None:
         """End the worker at once."""
         self._process.kill()

@@ -46,6 +46,11 @@ class WorkerReporter:
         """Send the state of the live line."""
         self._send({"event": "progress", "done": done, "total": total, "fields": dict(fields)})
 
+    def text(self, index: int, text: str, finish_reason: str | None) -> None:
+        """Send a piece of the answer to prompt `index`; implements `generation.answer.Teller`."""
+        event = {"event": "text", "index": index, "text": text, "finish_reason": finish_reason}
+        self._send(event)
+
     def stop_requested(self) -> bool:
         """Tell whether the orchestrator asked to stop."""
         return self._stop.is_set()
@@ -66,8 +71,9 @@ def run_stage(request: Mapping[str, Any], report: WorkerReporter) -> dict[str, A
         for keyword, (kind, fields) in request["handed_over"].items()
     }
     extra = {k: Path(v) if k == "source" and v else v for k, v in request["extra"].items()}
-    out = Path(request["out"])
-    artifact = function(*settings, **handed_over, **extra, report=report, out=out)
+    if "out" in request:
+        extra["out"] = Path(request["out"])
+    artifact = function(*settings, **handed_over, **extra, report=report)
     return {
         "event": "done",
         "metrics": artifact.metrics,
@@ -119,6 +125,8 @@ def main() -> None:
             request = json.loads(line)
             if request["op"] == "stop":
                 stop.set()
+            elif request["op"] == "go on":
+                stop.clear()
             else:
                 requests.put(request)
         os._exit(0)

@@ -37,6 +37,8 @@ class Job:
     sampling: Sampling
     adapter: str | None = None
     """Name of the adapter; None: the model as it was handed over."""
+    where: str = "prompt"
+    """What messages call the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +115,13 @@ class Engine:
         if job.adapter not in self._adapters:
             raise SettingError("adapter", f"found {job.adapter!r}, expected {self._names()}")
         if not job.prompt:
-            raise InputError("prompt", "an empty prompt", "write something to continue")
+            raise InputError(job.where, "an empty prompt", "write something to continue")
         longest = job.sampling.max_tokens
         if self.context_tokens is not None:
             longest = min(longest, self.context_tokens - len(job.prompt))
         if longest < 1:
             found = f"{len(job.prompt):,} tokens, the model takes {self.context_tokens:,}"
-            raise InputError("prompt", found, "shorten it")
+            raise InputError(job.where, found, "shorten it")
         text = TextStream(self._tokenizer, job.sampling.stop)
         [row] = self._generator(job.adapter).insert(
             [list(job.prompt)], [longest], samplers=[job.sampling.sampler()]

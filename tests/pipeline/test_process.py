@@ -43,6 +43,12 @@ def waits(*, report, out):
 def hangs(*, report, out):
     report.log(str(os.getpid()))
     time.sleep(600)
+
+def looks(*, report, out):
+    if report.stop_requested():
+        raise StopRequested
+    report.text(2, "é", "stop")
+    return Prepared(directory=out)
 """
 DATA = {
     "stage": "s", "path": "samples", "format": "chat", "supervise": "all", "max_seq_length": 8,
@@ -137,6 +143,18 @@ def test_stop_ends_the_stage_at_a_safe_point(worker: WorkerProcess, tmp_path: Pa
 
     with pytest.raises(Interrupted):
         worker.run(request(tmp_path, "waits"), stop_soon)
+
+
+def test_stop_holds_until_it_is_taken_back(worker: WorkerProcess, tmp_path: Path) -> None:
+    """Whatever is run after a request to stop ends at once, until `go_on`; then it speaks again."""
+    worker.request_stop()
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            worker.run(request(tmp_path, "looks"), lambda event: None)
+    worker.go_on()
+    events: list[dict[str, Any]] = []
+    worker.run(request(tmp_path, "looks"), events.append)
+    assert events == [{"event": "text", "index": 2, "text": "é", "finish_reason": "stop"}]
 
 
 def test_killed_worker_is_named_as_lack_of_memory(worker: WorkerProcess, tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""What a finished run left to work with: its base model and its adapter, as a stage takes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import environment, hub
+from pipeline.errors import Refused
+from pipeline.hub import Source
+from pipeline.latest import find_run
+from pipeline.record import read_run
+from pipeline.store import Store
+from stages.settings import Model
+
+HandedOver = dict[str, tuple[str, dict[str, Any]]]
+"""Keyword to (class of the artifact, its fields): how artifacts travel to the worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A run that can be talked to."""
+
+    directory: Path
+    name: str
+    chat: bool
+    """Whether it was trained on conversations; else on text."""
+    handed_over: HandedOver
+    """`model`, and `adapter` unless the base alone was asked for."""
+
+
+def open_trained(
+    reference: str, outputs: Path, name: str | None, *, base: bool, say: Callable[[str], None]
+) -> Trained:
+    """Find the run that `reference` means and what it made; with `base`, without its adapter.
+
+    Raises `Refused` where there is no such run, or its files are gone; `Unable` where the base
+    model must be downloaded and cannot be.
+    """
+    directory = find_run(reference, outputs, name)
+    run = read_run(directory)
+    handed_over: HandedOver = {"model": ("BaseModel", _base(directory, run, say))}
+    if not base:
+        key = _trained_key(directory, run)
+        handed_over["adapter"] = ("Adapter", {"directory": _stored(directory, "train", key)})
+    chat = run["config"]["data"]["format"] == "chat"
+    return Trained(directory, str(run["name"]), chat, handed_over)
+
+
+def _base(directory: Path, run: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    recorded = run["model"]
+    dtype = environment.compute_dtype(run["config"]["model"].get("dtype"))
+    if recorded["key"]:
+        return {"directory": _stored(directory, "model", recorded["key"]), "dtype": dtype}
+    source = Source(
+        kind=recorded["kind"],
+        directory=Path(recorded["path"]).expanduser() if recorded["kind"] == "local" else None,
+        commit=recorded["commit"],
+    )
+    # The run's own commit, whatever the branch it was named by holds by now.
+    model = Model(path=recorded["path"], revision=recorded["commit"])
+    return {"directory": str(hub.download(model, source, say).resolve()), "dtype": dtype}
+
+
+def _trained_key(directory: Path, run: dict[str, Any]) -> str:
+    train = run["stages"].get("train", {})
+    if train.get("status") not in ("ran", "reused"):
+        mend = "name a run that trained one, or add --base"
+        raise Refused(str(directory), "this run made no adapter", mend)
+    return str(train["key"])
+
+
+def _stored(directory: Path, stage: str, key: str) -> str:
+    """Return the stage directory that the run links, having looked whether it is whole."""
+    link = directory / stage
+    if link.is_symlink():
+        stored = Path(os.path.realpath(link))
+        entry = Store(stored.parent.parent).find(stage, key)
+        if entry is not None:
+            return str(entry.directory.resolve())
+    mend = f"make it again: python -m pipeline run={directory}"
+    raise Refused(str(link), "what this run made is gone or damaged", mend)
