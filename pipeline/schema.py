@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, is_dataclass
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 
@@ -86,15 +86,18 @@ KEYS: dict[str, Any] = _keys()
 
 def expected(key: str) -> str:
     """Say in words which values `key` takes."""
-    options = get_args(KEYS[key])
-    optional = NoneType in options
-    kind = next(k for k in options if k is not NoneType) if optional else KEYS[key]
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    hint = KEYS[key]
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    # A number may be written without a point.
+    return " or ".join(_words(kind) for kind in kinds if kind is not int or float not in kinds)
+
+
+def _words(kind: Any) -> str:
     if get_origin(kind) is Literal:
-        text = f"one of {', '.join(map(str, get_args(kind)))}"
-    elif get_origin(kind) is tuple:
+        options = ", ".join(map(str, get_args(kind)))
+        return f"one of {options}" if "," in options else options
+    if get_origin(kind) is tuple:
         items = get_args(kind)
-        text = "a list such as [a,b]" if Ellipsis in items else f"{len(items)} numbers in a list"
-    else:
-        text = words[kind]
-    return f"{text} or null" if optional else text
+        return "a list such as [a,b]" if Ellipsis in items else f"{len(items)} numbers in a list"
+    simple = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return {**simple, NoneType: "null"}[kind]

@@ -7,6 +7,7 @@ reaches a stage. The string under a field is its documentation.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -149,8 +150,9 @@ class Optimizer:
     """How the trained weights move."""
 
     name: Literal["adamw", "adam", "sgd", "lion", "muon", "adafactor"]
-    learning_rate: float
-    """Peak learning rate, reached after the warm-up."""
+    learning_rate: int | float | Literal["auto"]
+    """Peak learning rate, reached after the warm-up; auto takes the one for the model's width and
+    family (adam and adamw only), a tenth of it for lora.type=full."""
     schedule: Literal["cosine", "linear", "constant"]
     """Course of the learning rate after the warm-up."""
     warmup_fraction: float
@@ -179,7 +181,7 @@ class Optimizer:
             self.final_fraction = 0.1 if self.final_fraction is None else self.final_fraction
         what = f"optimizer.name={self.name}, optimizer.schedule={self.schedule}"
         _check_option(self, "optimizer", what, used)
-        _check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "more than 0")
+        self._check_learning_rate()
         _check(self.max_grad_norm is None or self.max_grad_norm > 0, "optimizer.max_grad_norm",
                self.max_grad_norm, "more than 0, or null to never clip")  # fmt: skip
         _check(self.eps is None or self.eps > 0, "optimizer.eps", self.eps, "more than 0")
@@ -191,6 +193,19 @@ class Optimizer:
             value = getattr(self, name)
             _check(value is None or 0 <= value < 1, f"optimizer.{name}", value,
                    "0 or more and less than 1")  # fmt: skip
+        if self.nesterov and not self.momentum:
+            raise SettingError("optimizer.nesterov", "found true, but there is no momentum to look "
+                               "along", "set optimizer.momentum above 0")  # fmt: skip
+
+    def _check_learning_rate(self) -> None:
+        rate = self.learning_rate
+        if isinstance(rate, str):
+            if self.name not in ("adam", "adamw"):
+                raise SettingError("optimizer.learning_rate", f"found {rate!r}, which is for adam "
+                                   f"and adamw, not {self.name}", "set a number")  # fmt: skip
+            return
+        _check(0 < rate < math.inf, "optimizer.learning_rate", rate, "a number above 0")
+        self.learning_rate = float(rate)
 
 
 @dataclass(kw_only=True, slots=True)

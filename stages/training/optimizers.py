@@ -9,7 +9,6 @@ import mlx.core as mx
 from mlx import optimizers
 from mlx.utils import tree_flatten, tree_map
 
-from stages.errors import SettingError
 from stages.settings import Optimizer
 
 
@@ -32,7 +31,7 @@ class Muon(optimizers.Muon):  # type: ignore[misc]  # MLX's optimizers are untyp
 
 def make_optimizer(settings: Optimizer) -> optimizers.Optimizer:
     """Build MLX's optimizer from the settings; Adam and AdamW correct the bias of their moments."""
-    rate, decay = settings.learning_rate, settings.weight_decay
+    rate, decay = float(settings.learning_rate), settings.weight_decay
     momentum = {"momentum": settings.momentum, "nesterov": settings.nesterov}
     match settings.name:
         case "adamw":
@@ -50,9 +49,6 @@ def make_optimizer(settings: Optimizer) -> optimizers.Optimizer:
                 rate, (settings.eps, 1e-3), weight_decay=decay,
                 scale_parameter=False, relative_step=False,
             )  # fmt: skip
-    if settings.nesterov and not settings.momentum:
-        raise SettingError("optimizer.nesterov", "found true without momentum",
-                           "set optimizer.momentum above 0")  # fmt: skip
     return optimizers.SGD(rate, weight_decay=decay, **momentum)
 
 
@@ -61,15 +57,16 @@ def learning_rate(settings: Optimizer, step: int, total_steps: int) -> float:
 
     The first step after the warm-up has the peak, the last one `final_fraction` of it.
     """
+    peak = float(settings.learning_rate)
     warmup = min(round(settings.warmup_fraction * total_steps), total_steps - 1)
     if step < warmup:
-        return settings.learning_rate * (step + 1) / (warmup + 1)
+        return peak * (step + 1) / (warmup + 1)
     if settings.schedule == "constant":
-        return settings.learning_rate
+        return peak
     done = (step - warmup) / max(total_steps - 1 - warmup, 1)
     left = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     final = settings.final_fraction or 0.0
-    return settings.learning_rate * (final + (1 - final) * left)
+    return peak * (final + (1 - final) * left)
 
 
 def clip(gradients: Any, max_norm: float | None) -> tuple[Any, mx.array]:

@@ -60,6 +60,17 @@ def test_the_default_recipe():
     assert (config.lora.rank, config.lora.alpha, config.lora.targets) == (16, 32.0, ("*",))
     assert (config.optimizer.name, config.optimizer.schedule) == ("adamw", "cosine")
     assert config.optimizer.final_fraction == pytest.approx(0.1)
+    assert config.optimizer.learning_rate == "auto"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "lion", "muon", "adafactor"])
+def test_the_learning_rate_is_a_number_or_worked_out(optimizer):
+    """Adam's recipes work theirs out, the others bring a number; a given number is a float."""
+    found = settled(f"optimizer={optimizer}").optimizer.learning_rate
+    assert isinstance(found, str) == (optimizer in ("adamw", "adam"))
+    given = settled(f"optimizer={optimizer}", "optimizer.learning_rate=1").optimizer
+    assert (given.learning_rate, type(given.learning_rate)) == (1.0, float)
+    assert settled("optimizer.learning_rate=1e-4").optimizer.learning_rate == 1e-4
 
 
 def test_a_constant_schedule_is_one_override():
@@ -96,6 +107,8 @@ def test_every_key_says_what_it_takes():
     assert expected("lora.rank") == "a whole number or null"
     assert expected("train.epochs") == "a whole number"
     assert expected("dry_run") == "true or false"
+    assert expected("optimizer.learning_rate") == "a number or auto"
+    assert expected("optimizer.betas") == "2 numbers in a list or null"
     assert expected("model.dtype") == "one of float32, bfloat16, float16 or null"
 
 

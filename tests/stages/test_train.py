@@ -51,13 +51,15 @@ def prepared(tmp_path: Path) -> Prepared:
     return Prepared(directory=tmp_path)
 
 
-def run(model: BaseModel, prepared: Prepared, out: Path, seed: int = 0, **changes: Any) -> Adapter:
+def run(
+    model: BaseModel, prepared: Prepared, out: Path, seed: int = 0, rate: Any = 1e-2, **changes: Any
+) -> Adapter:
     lora = {
         "stage": "stages.train.train", "type": "lora", "rank": 4, "alpha": 8.0, "dropout": 0.1,
         "targets": ("*",), "num_layers": None,
     }  # fmt: skip
     optimizer = Optimizer(
-        name="adamw", learning_rate=1e-2, schedule="cosine", warmup_fraction=0.1, eps=1e-8,
+        name="adamw", learning_rate=rate, schedule="cosine", warmup_fraction=0.1, eps=1e-8,
         max_grad_norm=1.0, betas=(0.9, 0.999), weight_decay=0.0,
     )  # fmt: skip
     settings = Train(
@@ -119,6 +121,18 @@ def test_configuration_says_what_was_trained(
         "lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.1, "keys": ["self_attn.q_proj"]},
     }  # fmt: skip
     assert adapter.metrics["train.trainable_parameters"] == 2 * 32 * 4
+
+
+def test_rate_worked_out_is_the_rate_given(
+    model: BaseModel, prepared: Prepared, tmp_path: Path
+) -> None:
+    """auto trains what the number trains that it stands for, and that number is in the metrics."""
+    config = json.loads((model.directory / "config.json").read_text())
+    assert (config["model_type"], config["hidden_size"]) == ("llama", 32)
+    auto = run(model, prepared, tmp_path / "auto", rate="auto")
+    rate = auto.metrics["train.peak_learning_rate"]
+    assert rate == pytest.approx(5e-4 * (2000 / 256) ** 0.781)
+    assert digest(auto) == digest(run(model, prepared, tmp_path / "given", rate=rate))
 
 
 def test_unknown_target_is_refused(model: BaseModel, prepared: Prepared, tmp_path: Path) -> None:

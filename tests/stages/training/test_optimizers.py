@@ -10,7 +10,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stages.errors import SettingError
 from stages.settings import Optimizer
 from stages.training.optimizers import clip, learning_rate, make_optimizer
 
@@ -164,12 +163,6 @@ def test_adafactor_is_that_of_the_paper() -> None:
         return w * (1 - rate * 0.3) - rate * update
 
     assert_same(ours(settings("adafactor")), by_hand(move))
-
-
-def test_nesterov_without_momentum_is_refused() -> None:
-    """The message names the key."""
-    with pytest.raises(SettingError, match=r"optimizer\.nesterov"):
-        make_optimizer(settings("sgd", momentum=0.0, nesterov=True))
 
 
 def rates(total: int, **changes: Any) -> list[float]:
