@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mlx_lm import load, stream_generate
 
-from pipeline import generate
+from pipeline import environment, generate
 from pipeline.errors import Refused
 from pipeline.prompts import read_prompts
 from pipeline.record import RunRecord
@@ -226,6 +226,13 @@ def test_what_the_user_can_mend_is_refused(made: Made, monkeypatch, capsys, tmp_
     assert "--system" in said("--run", TEXT_RUN, "--base", "--system", "x", "--prompt", "y")
     cannot = str(tmp_path / "no" / "folder.jsonl")
     assert "cannot be written" in said("--prompts", __file__, "--out", cannot)
+
+
+def test_without_mlx_the_package_is_named(made: Made, monkeypatch, capsys) -> None:
+    """Where MLX is not installed, exit code 3 and the command that installs it."""
+    monkeypatch.setattr(environment, "versions", dict.fromkeys)
+    assert call(made, monkeypatch, "--prompt", "x") == 3
+    assert "pip install" in capsys.readouterr().err
 
 
 def test_sampling_out_of_range_is_refused_by_its_flag(made: Made, monkeypatch, capsys) -> None:
