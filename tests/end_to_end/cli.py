@@ -1,15 +1,41 @@
 """Run the pipeline as a person does: a process, a working directory, what it prints."""
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from stages.data.samples import rows
+
 ROOT = Path(__file__).parents[2]
-QUICK = ("train.epochs=1", "train.steps=6", "train.validations_per_epoch=1", "lora.rank=2")
+SIZES = {"train": 48, "valid": 8, "test": 8}
+
+
+def _small_rows() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    for split, size in SIZES.items():
+        lines = [json.dumps(row) + "\n" for row in rows(split)[:size]]
+        (folder / f"{split}.jsonl").write_text("".join(lines))
+    return folder
+
+
+QUICK = (
+    "data=chat",
+    f"data.path={_small_rows()}",
+    "train.steps=6",
+    "train.validations_per_epoch=1",
+    "evaluate.rows=4",
+    "evaluate.max_tokens=8",
+    "lora.rank=2",
+)
 """Overrides that make a run of seconds."""
+TRAIN = "stages=[prepare,train]"
 
 
 def start(cwd: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:

@@ -13,11 +13,14 @@ def test_run_leaves_its_record(finished) -> None:
     _, directory, record = finished
     assert record["format"] == 1
     assert record["status"] == "succeeded"
-    assert set(record["stages"]) == {"model", "prepare", "train"} - {"model"}
-    assert cli.statuses(record) == {"prepare": "ran", "train": "ran"}
+    assert cli.statuses(record) == dict.fromkeys(("prepare", "train", "merge", "evaluate"), "ran")
     assert record["config"]["lora"]["rank"] == 2
     assert record["metrics"]["train.steps"] == 6
     assert 0 < record["metrics"]["valid.loss"] <= record["metrics"]["valid.loss_before"]
+    for who in ("base", "tuned"):
+        for split in ("valid", "test"):
+            names = ("loss", "perplexity", "exact_match", "json_valid", "stop_rate")
+            assert all(f"{who}.{split}.{name}" in record["metrics"] for name in names)
     assert record["environment"]["versions"]["mlx"]
     assert record["peak_memory_bytes"] > 2**20
     assert (directory.parent / "latest").resolve() == directory.resolve()
@@ -27,7 +30,7 @@ def test_run_leaves_its_record(finished) -> None:
 def test_run_links_its_stages(finished) -> None:
     """The run directory links the store's directories, relatively, so that it can be moved."""
     _, directory, record = finished
-    for stage in ("prepare", "train"):
+    for stage in ("prepare", "train", "merge", "evaluate"):
         link = directory / stage
         assert not link.readlink().is_absolute()
         assert link.resolve().name == record["stages"][stage]["key"]
@@ -48,7 +51,8 @@ def test_second_run_reuses_everything(finished) -> None:
     done = cli.run(finished.cwd, *cli.QUICK)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if " reused " in line]
-    assert [line.split()[0] for line in lines] == ["model", "prepare", "train"]
+    stages = ["model", "prepare", "train", "merge", "baseline", "evaluate"]
+    assert [line.split()[0] for line in lines] == stages
     assert all(" ago in " in line or "just now in " in line for line in lines)
     again = cli.record(finished.cwd / done.stdout.rstrip().splitlines()[-1].removeprefix("run: "))
     assert set(cli.statuses(again).values()) == {"reused"}
@@ -58,20 +62,31 @@ def test_second_run_reuses_everything(finished) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("train.log_every=3", {"prepare": "reused", "train": "reused"}),
-        ("lora.alpha=8", {"prepare": "reused", "train": "ran"}),
-        ("seed=1", {"prepare": "ran", "train": "ran"}),
+        ("train.log_every=3", "reused reused reused reused"),
+        ("serve.port=1234", "reused reused reused reused"),
+        ("evaluate.samples=1", "reused reused reused ran"),
+        ("merge.rows=3", "reused reused ran reused"),
+        ("lora.alpha=8", "reused ran ran ran"),
+        ("data.max_seq_length=2000", "ran ran ran ran"),
     ],
 )
-def test_change_runs_only_what_depends_on_it(finished, override: str, expected: dict) -> None:
-    """A log cadence re-runs nothing, a LoRA value only training, the seed everything."""
+def test_change_runs_only_what_depends_on_it(finished, override: str, expected: str) -> None:
+    """A log cadence re-runs nothing, a LoRA value only what comes after preparing the data."""
     _, record = cli.succeed(finished.cwd, *cli.QUICK, override)
-    assert cli.statuses(record) == expected
+    assert " ".join(cli.statuses(record).values()) == expected
+    assert (finished.cwd / "outputs/store/baseline").is_dir()
+
+
+def test_base_is_scored_once(finished) -> None:
+    """Another adapter on the same base and rows is compared with the base's recorded scores."""
+    before = len(list((finished.cwd / "outputs/store/baseline").iterdir()))
+    cli.succeed(finished.cwd, *cli.QUICK, "lora.alpha=6")
+    assert len(list((finished.cwd / "outputs/store/baseline").iterdir())) == before
 
 
 def test_same_configuration_gives_the_same_bytes(finished, tmp_path: Path) -> None:
     """Another process in another directory makes the same adapter, byte by byte."""
-    directory, record = cli.succeed(tmp_path, *cli.QUICK)
+    directory, record = cli.succeed(tmp_path, *cli.QUICK, cli.TRAIN)
     assert record["stages"]["train"]["key"] == finished.record["stages"]["train"]["key"]
 
     def digest(folder: Path) -> str:
@@ -101,8 +116,7 @@ def test_dry_run_says_why(finished) -> None:
 
 def test_rerun_starts_from_the_recorded_configuration(finished) -> None:
     """run=latest takes the recorded values, names its parent, and applies only what is given."""
-    _, record = cli.succeed(finished.cwd, "run=latest", "name=default", "stages=[train]", "seed=0",
-                            "lora.alpha=4")  # fmt: skip
+    _, record = cli.succeed(finished.cwd, "run=latest", "stages=[train]", "lora.alpha=4")
     assert record["config"]["lora"]["rank"] == 2
     assert record["config"]["lora"]["alpha"] == 4
     assert record["parent"]
@@ -110,7 +124,7 @@ def test_rerun_starts_from_the_recorded_configuration(finished) -> None:
 
 def test_stage_without_its_upstream_is_refused(tmp_path: Path) -> None:
     """stages=[train] where nothing was prepared says what to add."""
-    done = cli.run(tmp_path, *cli.QUICK, "stages=[train]")
+    done = cli.run(tmp_path, "stages=[train]")
     assert done.returncode == 1
     assert "prepare" in done.stderr
     assert "stages=[prepare,train]" in done.stderr
@@ -119,7 +133,7 @@ def test_stage_without_its_upstream_is_refused(tmp_path: Path) -> None:
 
 def test_two_trials_share_one_prepare(finished) -> None:
     """A grid trains each rank once, on the same rows, and names the best trial."""
-    done = cli.run(finished.cwd, "-m", *cli.QUICK[:3], "lora.rank=4,5", "name=grid")
+    done = cli.run(finished.cwd, "-m", *cli.QUICK[:-1], cli.TRAIN, "lora.rank=4,5", "name=grid")
     assert done.returncode == 0, done.stdout + done.stderr
     sweep = finished.cwd / done.stdout.rstrip().splitlines()[-1].removeprefix("sweep: ")
     records = [cli.record(sweep / str(number)) for number in (0, 1)]
@@ -132,7 +146,9 @@ def test_users_own_text_trains(tmp_path: Path) -> None:
     """data=text with a file of one's own trains, and splits off validation rows by itself."""
     rows = [{"text": f"row {n} says {n * 7 % 10}"} for n in range(40)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _, record = cli.succeed(tmp_path, *cli.QUICK, "data=text", "data.path=mine.jsonl")
+    _, record = cli.succeed(
+        tmp_path, *cli.QUICK, cli.TRAIN, "data=text", "data.supervise=all", "data.path=mine.jsonl"
+    )
     assert record["metrics"]["prepare.train.rows"] + record["metrics"]["prepare.valid.rows"] < 41
     assert record["metrics"]["valid.loss"] > 0
 
@@ -143,7 +159,9 @@ def test_wikisql_trains(tmp_path: Path) -> None:
     folder = cli.ROOT.parent / "shared" / "data" / "wikisql"
     if not folder.is_dir():
         pytest.skip("the WikiSQL files are not beside the checkout")
-    _, record = cli.succeed(tmp_path, "data=text", f"data.path={folder}", "train.epochs=1")
+    _, record = cli.succeed(
+        tmp_path, "data=text", f"data.path={folder}", "train.epochs=1", cli.TRAIN
+    )
     metrics = record["metrics"]
     assert metrics["prepare.train.rows"] == 1000
     assert metrics["valid.loss"] < 0.9 * metrics["valid.loss_before"]

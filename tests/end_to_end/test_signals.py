@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.store import Store
 
-LONG = ("train.epochs=50", "lora.rank=2")
+LONG = ("train.epochs=50", "lora.rank=2", cli.TRAIN)
 
 
 def wait_for(process: subprocess.Popen[str], directory: Path, pattern: str) -> None:
@@ -70,7 +70,7 @@ def test_killed_worker_ends_the_run_with_a_reason(tmp_path: Path) -> None:
 
 def test_two_processes_make_one_result(tmp_path: Path) -> None:
     """The second of two equal runs waits for the first one's stages, then reuses them."""
-    processes = [cli.start(tmp_path, *cli.QUICK, f"name=run{n}") for n in (0, 1)]
+    processes = [cli.start(tmp_path, *cli.QUICK, cli.TRAIN, f"name=run{n}") for n in (0, 1)]
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     made = []
@@ -101,7 +101,7 @@ def test_killed_at_any_moment_the_store_stays_whole(tmp_path: Path) -> None:
     choose = random.Random(0)
     for _ in range(40):
         seed = f"seed={choose.randrange(4)}"
-        process = cli.start(tmp_path, *cli.QUICK, seed)
+        process = cli.start(tmp_path, *cli.QUICK, cli.TRAIN, seed)
         time.sleep(choose.uniform(0.2, 6))
         process.kill()
         process.communicate()
@@ -110,4 +110,4 @@ def test_killed_at_any_moment_the_store_stays_whole(tmp_path: Path) -> None:
             for entry in store.newest(stage):
                 assert store.verify(entry) == []
     for seed in range(4):
-        cli.succeed(tmp_path, *cli.QUICK, f"seed={seed}")
+        cli.succeed(tmp_path, *cli.QUICK, cli.TRAIN, f"seed={seed}")
