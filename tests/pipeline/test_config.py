@@ -56,7 +56,7 @@ def test_an_experiment_overrides_values_and_the_command_line_overrides_it():
 def test_the_default_recipe():
     """Defaults: every linear layer, rank 16, scale 2, AdamW with warm-up and cosine to a tenth."""
     config = settled()
-    assert config.stages == ("prepare", "train")
+    assert config.stages == ("prepare", "train", "merge", "evaluate")
     assert (config.lora.rank, config.lora.alpha, config.lora.targets) == (16, 32.0, ("*",))
     assert (config.optimizer.name, config.optimizer.schedule) == ("adamw", "cosine")
     assert config.optimizer.final_fraction == pytest.approx(0.1)
