@@ -45,7 +45,7 @@ CONFIG: dict[str, Any] = {
     "mlp_bias": False,
     "model_type": "llama",
     "num_attention_heads": 4,
-    "num_hidden_layers": 8,
+    "num_hidden_layers": 4,
     "num_key_value_heads": 2,
     "pad_token_id": 0,
     "rms_norm_eps": 1e-5,
@@ -53,7 +53,7 @@ CONFIG: dict[str, Any] = {
     "tie_word_embeddings": True,
     "vocab_size": _VOCABULARY,
 }
-"""5.8 million parameters."""
+"""3.4 million parameters: a training of minutes on two CPU cores."""
 
 
 def build(out: Path) -> None:
