@@ -10,6 +10,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -27,6 +28,16 @@ from pipeline.schema import Config
 USAGE = "%(prog)s [flags] [key=value ...]   (--help shows what there is)"
 
 Planned = tuple[Words, Config, Parent | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What a command line means."""
+
+    planned: list[Planned]
+    """Its configurations; of a search some, with the ends of each range."""
+    searched: Words | None = None
+    """What a search is given, the sweeper's own ranges included."""
 
 
 def main() -> None:
@@ -63,17 +74,26 @@ def _command(args: argparse.Namespace) -> int:
     as_it_is = shows and not args.overrides and not args.config_dir
     if args.shell_completion or args.hydra_help or as_it_is:
         return _hydra(session, sys.argv[1:])
-    planned = _check(args)
+    checked = _check(args)
     if shows:
         return _hydra(session, sys.argv[1:])
-    if planned[0][1].dry_run:
-        return _dry_run(planned)
+    if checked.planned[0][1].dry_run:
+        return _dry_run(checked)
     mode = ["--multirun"] if args.multirun else []
-    pinned = _pin(args.overrides, *planned[0])
-    return _hydra(session, [*session.flags(), *mode, *pinned])
+    argv = [*session.flags(), *mode, *_pin(args.overrides, *checked.planned[0])]
+    if checked.searched:
+        from pipeline import search  # Optuna takes a while to import
+
+        configs = [config for _, config, _ in checked.planned]
+        return search.run(configs, checked.searched, session, lambda: _hydra(session, argv))
+    code = _hydra(session, argv)
+    if session.trials:
+        trials = sweep.own_overrides(session.trials)
+        sweep.show(trials, session.objective, sweep=session.directory)
+    return code
 
 
-def _check(args: argparse.Namespace) -> list[Planned]:
+def _check(args: argparse.Namespace) -> Checked:
     """Compose every configuration of the command line; refuse before Hydra creates anything."""
     sweeping = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
     with opened(args.config_dir, args.config_name or "config") as composer:
@@ -82,17 +102,28 @@ def _check(args: argparse.Namespace) -> list[Planned]:
         if args.cfg and composed.config.run is not None:
             raise Refused("--cfg", "does not show what run= adds", "dry_run=true does")
         if args.help or args.cfg or args.info:
-            return []
+            return Checked(planned=[])
+        sweep.check(words, composed, sweeping=sweeping)
         if not sweeping:
-            return [(words, *configure(composed, words, composer))]
-        trials = sweep.combinations(words, composed, composer)
-        return [(trial, *configure(composer.compose(trial), trial, composer)) for trial in trials]
+            return Checked(planned=[(words, *configure(composed, words, composer))])
+        words = sweep.space(words, composed, composer)
+        trials = sweep.combinations(words, composed)
+        return Checked(
+            planned=[
+                (trial, *configure(composer.compose(trial), trial, composer)) for trial in trials
+            ],
+            searched=words if sweep.searches(composed) else None,
+        )
 
 
-def _dry_run(planned: Sequence[Planned]) -> int:
+def _dry_run(checked: Checked) -> int:
     from pipeline.explain import explain
 
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    planned = checked.planned
+    if checked.searched:
+        sys.stdout.write(f"{sweep.announcement(checked.searched, planned[0][1])}; the first:\n\n")
+        planned = planned[:1]
     for number, (words, config, parent) in enumerate(planned):
         if len(planned) > 1:
             given = " ".join(str(override.input_line) for override in words.overrides)
@@ -126,6 +157,4 @@ def _hydra(session: Session, argv: list[str]) -> int:
         code = exit_.code if isinstance(exit_.code, int) else 0
     finally:
         sys.argv = given
-    if session.trials:
-        sys.stdout.write("\n".join(sweep.summary(session.trials, session.objective)) + "\n")
-    return max([code, *(trial.exit_code for trial in session.trials)])
+    return max(code, session.exit_code)

@@ -60,12 +60,12 @@ class Composer:
     def _compose(self, choices: tuple[str, ...]) -> Composed:
         try:
             config = compose(self.config_name, list(choices), return_hydra_config=True)
+            params = dict(config.hydra.sweeper.get("params") or {})
         # Hydra raises ValueError for some malformed options.
         except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             raise mistakes.explain(error, self.loader) from None
         with open_dict(config):
             hydra = config.pop("hydra")
-        params = dict(hydra.sweeper.get("params") or {})
         return Composed(config=config, choices=dict(hydra.runtime.choices), params=params)
 
     def apply(self, values: Iterable[Override], config: DictConfig) -> None:

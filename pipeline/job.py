@@ -20,7 +20,7 @@ from pipeline.compose import Composed, Composer
 from pipeline.configure import configure
 from pipeline.errors import Broken, PipelineError
 from pipeline.overrides import read
-from pipeline.sweep import STOPPED, Trial
+from pipeline.sweep import STOPPED, STUDY, Trial, study_path, without_sweeper
 
 log = logging.getLogger("pipeline")
 PROGRAM = ["python", "-m", "pipeline"]
@@ -33,6 +33,10 @@ class Session:
     args: argparse.Namespace
     objective: str = ""
     trials: list[Trial] = field(default_factory=list)
+    directory: Path | None = None
+    """Where the trials lie."""
+    exit_code: int = 0
+    """The worst of the trials' exit codes."""
 
     def flags(self) -> list[str]:
         """Return the flags that decide the configuration."""
@@ -47,8 +51,9 @@ def run(cfg: DictConfig, session: Session) -> float:
     """
     hydra = HydraConfig.get()
     sweeping = hydra.mode is RunMode.MULTIRUN
-    words = [*([] if sweeping else hydra.overrides.hydra), *hydra.overrides.task]
+    words = without_sweeper([*([] if sweeping else hydra.overrides.hydra), *hydra.overrides.task])
     command = [*PROGRAM, *session.flags(), *words]
+    directory = Path(hydra.runtime.output_dir)
     trial = hydra.job.num if sweeping else None
     if sweeping:
         own = [word for word in words if word not in sys.argv]
@@ -58,16 +63,18 @@ def run(cfg: DictConfig, session: Session) -> float:
         objective = _execute(cfg, session, command, trial)
     except Exception as error:
         code = report(error)
-        _remove_unbegun(Path(hydra.runtime.output_dir), Path(cfg.outputs).absolute())
+        _remove_unbegun(directory, Path(cfg.outputs).absolute())
     if sweeping:
+        session.directory = directory.parent
+        session.exit_code = max(session.exit_code, code)
+        status = "interrupted" if code in STOPPED else "failed" if code else "succeeded"
         session.trials.append(
             Trial(
                 number=hydra.job.num,
-                directory=Path(hydra.runtime.output_dir),
-                command=command,
                 overrides=tuple(words),
+                status=status,
                 objective=objective,
-                exit_code=code,
+                command=command,
             )
         )
     if code in STOPPED or (code and not sweeping):
@@ -84,9 +91,14 @@ def _execute(cfg: DictConfig, session: Session, command: list[str], trial: int |
     composed = Composed(config=cfg, choices=dict(hydra.runtime.choices), params={})
     config, parent = configure(composed, words, composer)
     session.objective = config.objective
-    directory = Path(hydra.runtime.output_dir)
+    searching = hydra.runtime.choices["hydra/sweeper"] == STUDY and trial is not None
     outcome = runner.execute(
-        config, directory=directory, command=command, parent=parent, trial=trial
+        config,
+        directory=Path(hydra.runtime.output_dir),
+        command=command,
+        parent=parent,
+        study=str(study_path(config.outputs, config.name)) if searching else None,
+        trial=trial,
     )
     return outcome.metrics.get(config.objective, math.nan)
 

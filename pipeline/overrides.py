@@ -17,8 +17,10 @@ from pipeline.errors import Refused
 from pipeline.schema import KEYS
 from pipeline.spelling import closest, closest_keys
 
-NOT_SWEPT = frozenset({"name", "outputs", "run", "dry_run"})
-"""Keys that say where and whether to run; one sweep has one value of each."""
+NOT_SWEPT = frozenset(
+    {"name", "outputs", "run", "dry_run", "objective", "sweeper", "sweeper.trials"}
+)
+"""Keys that say where and whether to run, and what a sweep is; it has one value of each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from pipeline.record import read_run
 from pipeline.resolved import flat
 from pipeline.schema import KEYS, Config
 
-_ITS_OWN = frozenset({"run", "dry_run", "outputs"})
-"""Keys that a run never inherits: they say where and whether, and R may have been moved."""
+_ITS_OWN = frozenset({"run", "dry_run", "outputs", "sweeper"})
+"""What a run never inherits: it says where, whether and what beside it, and R may have moved."""
 _TOKENIZER = frozenset({"model", "model.path", "model.revision"})
 """What decides the tokenizer; the other keys of `model` change only the weights."""
 
@@ -71,7 +71,7 @@ def _check_keys(parent: Parent, words: Words) -> None:
         raise Refused(where, found, "give the configuration anew, without run=")
     missing = sorted(
         key for key in KEYS.keys() - recorded
-        if key not in words.given and key.partition(".")[0] not in words.given
+        if not {key, key.partition(".")[0]} & (words.given | _ITS_OWN)
     )  # fmt: skip
     if missing:
         found = f"was recorded before these keys existed: {', '.join(missing)}"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_NOT_DIGESTED = frozenset({"dry_run", "outputs", "run"})
+_NOT_DIGESTED = frozenset({"dry_run", "outputs", "run", "sweeper"})
 _HIDDEN = "***"
 _SECRET_NAME = (
     r"(?:token|secret|passw(?:or)?d|passphrase|credentials?|(?:api|access|private)[_-]?key)"
@@ -35,7 +35,12 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
     Two configurations with one digest ask for the same run.
     """
-    return digest({key: config[key] for key in config if key not in _NOT_DIGESTED})
+    return digest(deciding(config))
+
+
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a configuration that its digest is made of."""
+    return {key: config[key] for key in config if key not in _NOT_DIGESTED}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

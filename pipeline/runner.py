@@ -197,6 +197,7 @@ def execute(
     directory: Path,
     command: list[str],
     parent: Parent | None = None,
+    study: str | None = None,
     trial: int | None = None,
 ) -> Outcome:
     """Run the configuration in `directory`, record it there and say what came out.
@@ -214,6 +215,7 @@ def execute(
                 model=_model_record(plan, config),
                 environment=environment.describe(),
                 parent=str(parent.directory) if parent else None,
+                study=study,
                 trial=trial,
             )
         )

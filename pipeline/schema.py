@@ -16,6 +16,18 @@ from stages.settings import Data, Evaluate, Lora, Merge, Model, Optimizer, Serve
 
 
 @dataclass(kw_only=True, slots=True)
+class Sweeper:
+    """How a sweep (`-m`) chooses its trials."""
+
+    trials: int | None
+    """Trials of a search in all, those of earlier sessions included; null for a grid."""
+
+    def __post_init__(self) -> None:
+        if self.trials is not None and self.trials < 1:
+            raise SettingError("sweeper.trials", f"found {self.trials}, expected at least 1")
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """Everything a run is decided by."""
 
@@ -41,6 +53,7 @@ class Config:
     merge: Merge
     evaluate: Evaluate
     serve: Serve
+    sweeper: Sweeper
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pipeline import runner
 from pipeline.errors import Interrupted, Refused, Unable
 
-def execute(config, *, directory, command, parent=None, trial=None):
+def execute(config, *, directory, command, parent=None, study=None, trial=None):
     ends = {
         3: Refused("data.path:7", "no messages in it", "mend the row"),
         5: Unable("memory", "not enough of it", "choose a smaller model"),

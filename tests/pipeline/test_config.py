@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -42,8 +42,10 @@ def test_every_option_composes_and_validates(group, option):
 
 @pytest.mark.parametrize("option", sorted(file.stem for file in CONF.glob("sweeper/*.yaml")))
 def test_every_sweeper_composes(option):
-    """Each sweeper chooses a sweeper of Hydra and leaves the configuration as it is."""
-    assert settled(f"sweeper={option}") == settled()
+    """Each sweeper chooses a sweeper of Hydra and leaves the rest of the configuration as it is."""
+    config = settled(f"sweeper={option}")
+    assert (config.sweeper.trials is None) == (option == "grid")
+    assert replace(config, sweeper=settled().sweeper) == settled()
 
 
 def test_an_experiment_overrides_values_and_the_command_line_overrides_it():

@@ -177,7 +177,7 @@ from pathlib import Path
 import shutil
 from pipeline import runner
 
-def execute(config, *, directory, command, parent=None, trial=None):
+def execute(config, *, directory, command, parent=None, study=None, trial=None):
     seen = {"config": asdict(config), "command": command, "parent": str(parent.directory)}
     (directory / "run.json").write_text(json.dumps(seen))
     newer = Path("outputs/runs/newer/20990101-000000-000000")

@@ -1,0 +1,143 @@
+"""Search with Optuna (`sweeper=tpe`, `sweeper=random`): ask the study, run the trial, tell it.
+
+hydra-optuna-sweeper's own sweeper, started anew, runs as many trials again, numbers them from 0
+and repeats its suggestions (hydra issue 3328); its samplers and search spaces are used here.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import optuna
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
+
+from pipeline import job, study, sweep
+from pipeline.errors import Refused
+from pipeline.locks import hold
+from pipeline.overrides import Words, read
+from pipeline.record import LOCK, NAME, read_run
+from pipeline.resolved import digest
+from pipeline.schema import Config
+from pipeline.spelling import closest
+
+SAMPLERS = ("optuna.samplers.*", "hydra_plugins.hydra_optuna_sweeper.*")
+"""What a sampler's configuration may name."""
+
+
+def run(
+    configs: Sequence[Config], words: Words, session: job.Session, launch: Callable[[], int]
+) -> int:
+    """Have Hydra `launch` the trials that the study lacks, show all it has; return the exit code.
+
+    `configs` are configurations of some of the trials, `words` what they are given.
+    """
+    config = configs[0]
+    path = sweep.study_path(config.outputs, config.name)
+    lacking = study.begin(configs, words)
+    made = (config.sweeper.trials or 0) - lacking
+    before = f", {made} of them made before" if made else ""
+    sys.stdout.write(f"{sweep.announcement(words, config)}{before}\n")
+    code = 0
+    if lacking > 0:
+        Plugins.instance().register(StudySweeper)
+        code = launch()
+    trials = study.trials(study.load(path))
+    sweep.show(trials, config.objective, study=path, sweep=session.directory)
+    return code
+
+
+class StudySweeper(Sweeper):
+    """Run one trial after the other, until the study has `sweeper.trials` of them.
+
+    The study knows what is searched: `study.begin` has read `params` and the command line.
+    """
+
+    def __init__(self, sampler: DictConfig, params: object) -> None:
+        self.sampler = sampler
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take over what Hydra composed without the searched keys."""
+        self.loader = hydra_context.config_loader
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+        self.launch = launcher.launch
+        self.trials = config.sweeper.trials
+        self.directory = Path(config.hydra.sweep.dir).absolute()
+        self.path = sweep.study_path(config.outputs, config.name)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the trials that the study lacks; `arguments` are the words of the command line."""
+        try:
+            words = read(arguments, self.loader, sweeping=True)
+            fixed = [str(w.input_line) for w in words.overrides if not w.is_sweep_override()]
+            with study.locked(self.path):
+                self.study = study.load(self.path)
+            with hold(self.directory / LOCK, wait=False):
+                while trial := self._ask():
+                    self._run(trial, fixed)
+        except Exception as error:
+            # Hydra would add a traceback and its own exit code.
+            raise SystemExit(job.report(error)) from None
+
+    def _ask(self) -> optuna.Trial | None:
+        with study.locked(self.path):
+            study.abandon(self.study)
+            if study.counted(self.study) >= self.trials:
+                return None
+            self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
+            trial = self.study.ask(study.searched(self.study))
+            trial.set_user_attr(study.SESSION, str(self.directory / LOCK))
+            return trial
+
+    def _sampler(self, number: int) -> BaseSampler:
+        """Build the sampler of one trial, whose seed is its own: a continued search repeats none.
+
+        So a search that was continued equals one that was never stopped.
+        """
+        seed = int(digest([self.sampler.seed, number])[:8], 16)
+        sampler = instantiate(self.sampler, seed=seed, _execution_whitelist_=SAMPLERS)
+        assert isinstance(sampler, BaseSampler)
+        return sampler
+
+    def _run(self, trial: optuna.Trial, fixed: list[str]) -> None:
+        values = [f"{key}={value}" for key, value in trial.params.items()]
+        try:
+            [end] = self.launch([[*fixed, *values]], initial_job_idx=trial.number)
+        except BaseException:
+            # Interrupted: the trial does not count.
+            self._tell(trial, None)
+            raise
+        directory, objective = self.directory / str(trial.number), end.return_value
+        if math.isfinite(objective):
+            trial.set_user_attr(study.COMMAND, read_run(directory)["command"])
+            self._tell(trial, objective)
+        else:
+            trial.set_user_attr(study.FAILED, True)
+            self._tell(trial, None)
+            self._check_measured(directory)
+
+    def _tell(self, trial: optuna.Trial, objective: float | None) -> None:
+        with study.locked(self.path):
+            self.study.tell(trial, objective, TrialState.FAIL if objective is None else None)
+
+    def _check_measured(self, directory: Path) -> None:
+        """Refuse to go on where a trial succeeded without the metric that is compared."""
+        run = read_run(directory) if (directory / NAME).exists() else None
+        objective = self.study.user_attrs["config"]["objective"]
+        if run and run["status"] == "succeeded" and objective not in run["metrics"]:
+            measured = [name for name in run["metrics"] if "valid" in name.split(".")]
+            near = closest(objective, measured)
+            mend = f"did you mean {near}?" if near else f"there are {', '.join(measured)}"
+            raise Refused("objective", f"the trial measured no {objective!r}", mend)
