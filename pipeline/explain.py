@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline import environment, keys
+from pipeline import environment, fingerprint, keys
 from pipeline.errors import Unable
 from pipeline.keys import Planned
 from pipeline.manifest import Entry
@@ -95,9 +95,10 @@ def _data_lines(config: Config, prepared: Entry | None) -> list[str]:
         ]
     if config.data.path == "samples":
         return ["data      the bundled conversations, not counted yet"]
-    place = Path(config.data.path).expanduser()
-    files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
-    return [f"data      {file}: {_line_count(file):,} lines, not tokenised yet" for file in files]
+    return [
+        f"data      {file}: {_line_count(file):,} lines, not tokenised yet"
+        for file in fingerprint.data_files(config.data.path)
+    ]
 
 
 def _line_count(path: Path) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import environment
+from pipeline.errors import Refused
 from pipeline.plan import Step
 from pipeline.resolved import digest
 from pipeline.schema import Config
@@ -134,11 +135,21 @@ def data_identity(path: str) -> dict[str, Any]:
     """Return what identifies the rows at `data.path`: the digest of each file's bytes."""
     if path == "samples":
         return {"samples": True}
+    return {file.name: _file_digest(file) for file in data_files(path)}
+
+
+def data_files(path: str) -> list[Path]:
+    """Return the files of rows at `data.path`; none where it is gone, as a run= allows."""
     place = Path(path).expanduser()
-    files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
-    return {file.name: _file_digest(file) for file in files}
+    if place.is_dir():
+        return sorted(place.glob("*.jsonl"))
+    return [place] if place.exists() else []
 
 
 def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        found = f"cannot read {str(path)!r}: {(error.strerror or str(error)).lower()}"
+        raise Refused("data.path", found, "make it a file that you can read") from error

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import fingerprint
+from pipeline.errors import Refused
 from pipeline.resolved import digest
 
 JSON = st.recursive(
@@ -109,3 +110,17 @@ def test_data_identity_follows_bytes_not_names_of_folders(tmp_path: Path) -> Non
     assert fingerprint.data_identity(str(tmp_path / "b")) == same
     (tmp_path / "b" / "train.jsonl").write_text('{"text": "y"}\n')
     assert fingerprint.data_identity(str(tmp_path / "b")) != same
+
+
+def test_rows_that_are_gone_have_no_identity(tmp_path: Path) -> None:
+    """Where the rows were moved away, a run= that does not prepare them can still be planned."""
+    (tmp_path / "a.jsonl").write_text("1")
+    assert fingerprint.data_identity(str(tmp_path / "a.jsonl")) != {}
+    assert fingerprint.data_identity(str(tmp_path / "b.jsonl")) == {}
+
+
+def test_rows_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    """A folder named like a file of rows is refused by its name, not taken for a bug."""
+    (tmp_path / "train.jsonl").mkdir()
+    with pytest.raises(Refused, match=r"data\.path: cannot read .*train\.jsonl"):
+        fingerprint.data_identity(str(tmp_path))
