@@ -76,6 +76,10 @@ class Config:
             mend = "such as valid.loss"
             raise SettingError("objective", f"found {self.objective!r}, expected a metric of the "
                                "validation rows", mend)  # fmt: skip
+        if self.lora.type == "full" and self.model.quantization is not None:
+            raise SettingError("model.quantization", f"found {self.model.quantization}, but "
+                               "lora.type=full trains the weights themselves",
+                               "leave model.quantization out, or choose lora=lora")  # fmt: skip
 
 
 def register() -> None:

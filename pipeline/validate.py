@@ -59,6 +59,7 @@ def _mend(error: SettingError, composed: Composed, words: Words) -> str:
     given = words.given
     if error.where in given or "does not use it" not in error.found:
         return error.mend
-    if f"{group}.name" in given:
-        return f"choose the option as a whole: {group}={composed.config[group].name}"
+    field = next((name for name in ("name", "type") if f"{group}.{name}" in given), None)
+    if field:
+        return f"choose the option as a whole: {group}={composed.config[group][field]}"
     return f"set {error.where}=null"

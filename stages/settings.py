@@ -109,8 +109,9 @@ class Lora:
 
     stage: str
     """Function that trains, by its dotted name under `stages.`."""
-    type: Literal["lora", "rslora"]
-    """lora scales by alpha/rank; rslora by alpha/sqrt(rank)."""
+    type: Literal["lora", "rslora", "dora", "full"]
+    """lora scales by alpha/rank; rslora by alpha/sqrt(rank); dora is lora that also trains the norm
+    of every row of the weight; full trains all weights of the base instead of an adapter."""
     rank: int | None = None
     """Width of the adapter matrices."""
     alpha: float | None = None
@@ -124,7 +125,11 @@ class Lora:
     """Adapt only the last so many blocks; null takes all."""
 
     def __post_init__(self) -> None:
-        _check_option(self, "lora", f"lora.type={self.type}", _ADAPTER)
+        full = self.type == "full"
+        _check_option(self, "lora", f"lora.type={self.type}", frozenset() if full else _ADAPTER)
+        if full and self.num_layers is not None:
+            raise SettingError("lora.num_layers", f"found {self.num_layers}, but lora.type=full "
+                               "does not use it", "leave lora.num_layers out")  # fmt: skip
         _check(self.rank is None or self.rank >= 1, "lora.rank", self.rank, "at least 1")
         _check(self.alpha is None or self.alpha > 0, "lora.alpha", self.alpha, "more than 0")
         _check(self.dropout is None or 0 <= self.dropout < 1, "lora.dropout", self.dropout,

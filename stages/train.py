@@ -1,17 +1,21 @@
-"""train: token rows in, one adapter on the frozen base out."""
+"""train: token rows in, one adapter on the frozen base out, or all its weights trained."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
+
 from stages.artifacts import Adapter, BaseModel, Prepared, Reporter
 from stages.data.rows import Rows, open_rows
-from stages.errors import InputError
-from stages.lora.bank import attach, initial, shape_of
-from stages.lora.files import save_adapter
+from stages.errors import InputError, SettingError
+from stages.lora.bank import Bank, attach, initial, shape_of
+from stages.lora.files import save_adapter, save_weights
+from stages.lora.full import FullWeights, all_weights
 from stages.lora.targets import find_targets
-from stages.models.loading import load_model
+from stages.models.loading import load_model, read_model
+from stages.models.saving import is_quantized
 from stages.models.validate import read_json
 from stages.settings import Lora, Optimizer, Train
 from stages.training.loop import fit
@@ -29,34 +33,54 @@ def train(
     report: Reporter,
     out: Path,
 ) -> Adapter:
-    """Train an adapter and write `adapters.safetensors` and `adapter_config.json`.
+    """Train and write `adapters.safetensors` and `adapter_config.json`.
 
-    The same arguments on the same kind of machine give the same bytes. Raises SettingError for
-    targets that the model does not have, InputError without a token to train on, StageError at a
-    loss that is not finite, StopRequested when asked to stop.
+    They hold an adapter, or with `lora.type=full` all weights. The same arguments on the same kind
+    of machine give the same bytes. Raises SettingError for targets that the model does not have
+    and for all weights of a quantized model, InputError without a token to train on, StageError
+    at a loss that is not finite, StopRequested when asked to stop.
     """
     rows = open_rows(prepared.directory, "train")
     valid = open_rows(prepared.directory, "valid")
     _require_supervision(rows, prepared.directory / "train.safetensors")
-    peak = peak_learning_rate(optimizer, read_json(model.directory / "config.json"), full=False)
-    base = load_model(model)
-    shape = shape_of(lora)
-    targets = find_targets(base, lora.targets or ("*",), lora.num_layers)
-    bank = attach(base, targets, [shape])
-    adapter = initial(bank.layers, shape.rank, seed)
-    bank.update(bank.join([adapter]))
-    trainable = sum(matrix.size for weights in adapter.values() for matrix in weights.values())
-    report.log(f"{trainable:,} trainable parameters in {len(targets.paths)} layers, "
+    config = read_json(model.directory / "config.json")
+    peak = peak_learning_rate(optimizer, config, full=lora.type == "full")
+    tuning = _all_weights(model) if lora.type == "full" else _new_adapter(model, lora, seed)
+    layers = tuning.parameters()
+    trainable = sum(weight.size for weights in layers.values() for weight in weights.values())
+    report.log(f"{trainable:,} trainable parameters in {len(layers)} layers, "
                f"{len(rows):,} rows, {len(valid):,} to validate, "
                f"learning rate up to {peak:.2e}")  # fmt: skip
     optimizer = replace(optimizer, learning_rate=peak)
     best, metrics = fit(
-        bank, rows, valid, optimizer=optimizer, train=train, seed=seed, report=report
+        tuning, rows, valid, optimizer=optimizer, train=train, seed=seed, report=report
     )
     out.mkdir(parents=True, exist_ok=True)
-    save_adapter(out, best, shape, targets, {"type": lora.type, "alpha": lora.alpha})
+    if isinstance(tuning, FullWeights):
+        save_weights(out, tuning.stored(best), {"type": lora.type})
+    else:
+        extra = {"type": lora.type, "alpha": lora.alpha}
+        save_adapter(out, best, tuning.shapes[0], tuning.targets, extra)
     metrics |= {"train.trainable_parameters": trainable, "train.peak_learning_rate": peak}
     return Adapter(directory=out, metrics=metrics)
+
+
+def _new_adapter(model: BaseModel, lora: Lora, seed: int) -> Bank:
+    base = load_model(model)
+    shape = shape_of(lora)
+    bank = attach(base, find_targets(base, lora.targets or ("*",), lora.num_layers), [shape])
+    bank.update(bank.join([initial(bank.layers, shape.rank, seed)]))
+    # A compiled step would otherwise compute anew what they are made from, every time.
+    mx.eval(bank.parameters())
+    return bank
+
+
+def _all_weights(model: BaseModel) -> FullWeights:
+    # As it is stored: on a CPU, packed weights are unpacked when they are loaded.
+    if is_quantized(read_model(model.directory)[0]):
+        raise SettingError("lora.type", "found 'full', but the base's weights are quantized",
+                           "choose a base that is not, or train an adapter: lora=lora")  # fmt: skip
+    return all_weights(load_model(model))
 
 
 def _require_supervision(rows: Rows, path: Path) -> None:

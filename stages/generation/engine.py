@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlx import nn
-from mlx.utils import tree_unflatten
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -19,7 +18,7 @@ from stages.generation.text import TextStream
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from stages.lora.bank import Bank
+    from stages.lora.full import Tuning
 
 FinishReason = Literal["stop", "length"]
 
@@ -76,7 +75,7 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase,
         stop_tokens: Sequence[int],
         *,
-        adapters: Mapping[str, Bank] | None = None,
+        adapters: Mapping[str, Tuning] | None = None,
         batch_size: int,
     ) -> None:
         """Take a model in evaluation mode, and banks on it that are detached.
@@ -91,7 +90,7 @@ class Engine:
         self._model = model
         self._tokenizer = tokenizer
         self._stop_tokens = [[token] for token in stop_tokens]
-        self._adapters: dict[str | None, Bank | None] = {None: None}
+        self._adapters: dict[str | None, Tuning | None] = {None: None}
         self._adapters.update(adapters or {})
         self._batch_size = batch_size
         self.context_tokens: int | None = getattr(
@@ -189,7 +188,7 @@ class Engine:
             yield
             return
         # What the step leaves uncomputed holds the bank's arrays, so it may be detached at once.
-        self._model.update_modules(tree_unflatten(list(bank.layers.items())))
+        bank.attach()
         try:
             yield
         finally:

@@ -13,7 +13,9 @@ from mlx import nn
 from safetensors.numpy import save_file
 
 from stages.errors import InputError
-from stages.lora.bank import Bank, Parameters, attach
+from stages.lora.bank import Parameters, attach
+from stages.lora.dora import DoRALinear
+from stages.lora.full import FullWeights, Tuning, Weights, all_weights
 from stages.lora.layers import AdapterShape, linear_dims
 from stages.lora.targets import Targets, linear_layers, select
 
@@ -31,15 +33,15 @@ def save_adapter(
 ) -> None:
     """Write one adapter; equal arguments give equal bytes. `extra` is added to its configuration.
 
-    Tensors: `<path>.lora_a` (in, rank) and `<path>.lora_b` (rank, out), float32.
+    Tensors: `<path>.lora_a` (in, rank), `<path>.lora_b` (rank, out) and, of DoRA, `<path>.m`
+    (out,), float32.
     """
     tensors = {f"{path}.{name}": np.array(value)
                for path, weights in adapter.items() for name, value in weights.items()}  # fmt: skip
     save_file(dict(sorted(tensors.items())), directory / WEIGHTS_FILE, {"format": "mlx"})
     config = {
         **extra,
-        "format": FORMAT,
-        "fine_tune_type": "lora",
+        "fine_tune_type": "dora" if shape.dora else "lora",
         "num_layers": targets.num_layers,
         "lora_parameters": {
             "rank": shape.rank,
@@ -48,26 +50,61 @@ def save_adapter(
             "keys": list(targets.keys),
         },
     }
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
+    _write_config(directory / CONFIG_FILE, config)
 
 
-def load_adapter(model: nn.Module, directory: Path) -> Bank:
-    """Put the adapter in `directory` on `model`; ours and mlx-lm's own load alike.
+def save_weights(directory: Path, weights: Weights, extra: Mapping[str, Any]) -> None:
+    """Write all weights of a model as mlx-lm does where it trained them without an adapter."""
+    tensors = dict(sorted(weights.items()))
+    mx.save_safetensors(str(directory / WEIGHTS_FILE), tensors, {"format": "mlx"})
+    _write_config(directory / CONFIG_FILE, {**extra, "fine_tune_type": "full"})
 
-    Raises InputError with the name of every tensor that is missing, unknown or of a wrong shape.
+
+def load_adapter(model: nn.Module, directory: Path) -> Tuning:
+    """Put the adapter in `directory` on `model`, or the weights that were trained in its place.
+
+    Ours and mlx-lm's own load alike. Raises InputError with the name of every tensor that is
+    missing, unknown or of a wrong shape.
     """
     config = _read_config(directory / CONFIG_FILE)
-    parameters = config["lora_parameters"]
-    shape = AdapterShape(parameters["rank"], parameters["scale"], parameters.get("dropout", 0.0))
     tensors = _read_tensors(directory / WEIGHTS_FILE)
+    if config.get("fine_tune_type") == "full":
+        return _load_weights(model, directory / WEIGHTS_FILE, tensors, whole="format" in config)
+    parameters = config["lora_parameters"]
+    dora = config.get("fine_tune_type") == "dora"
+    shape = AdapterShape(
+        parameters["rank"], parameters["scale"], parameters.get("dropout", 0.0), dora
+    )
     targets = _targets(model, config, tensors)
-    _check_tensors(directory / WEIGHTS_FILE, model, targets, shape.rank, tensors)
+    _check_rank(directory / WEIGHTS_FILE, shape.rank, tensors)
+    _check_tensors(directory / WEIGHTS_FILE, _expected(model, targets, shape), tensors)
     bank = attach(model, targets, [shape])
-    adapter = {path: {name: tensors[f"{path}.{name}"].astype(mx.float32)
-                      for name in ("lora_a", "lora_b")} for path in targets.paths}  # fmt: skip
+    adapter = {path: {name: tensors[f"{path}.{name}"].astype(mx.float32) for name in layer.trained}
+               for path, layer in bank.layers.items()}  # fmt: skip
     bank.update(bank.join([adapter]))
+    for layer in bank.layers.values():
+        if isinstance(layer, DoRALinear):
+            layer.settle()
     return bank
+
+
+def _load_weights(
+    model: nn.Module, path: Path, tensors: Mapping[str, mx.array], *, whole: bool
+) -> FullWeights:
+    weights = all_weights(model)
+    # mlx-lm trains and saves the blocks alone; we always save the whole model.
+    shapes = {name: value.shape for name, value in weights.base.items()
+              if whole or name in tensors}  # fmt: skip
+    _check_tensors(path, shapes, tensors)
+    weights.tuned = {name: tensors.get(name, value).astype(value.dtype)
+                     for name, value in weights.base.items()}  # fmt: skip
+    weights.attach()
+    return weights
+
+
+def _write_config(path: Path, config: Mapping[str, Any]) -> None:
+    text = json.dumps({**config, "format": FORMAT}, indent=2, sort_keys=True) + "\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -83,10 +120,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise InputError(str(path), f"format {config['format']}, but {FORMAT} is the newest known",
                          "update mlx-lora-pipeline")  # fmt: skip
     kind = config.get("fine_tune_type", "lora")
-    if kind != "lora":
-        raise InputError(str(path), f"fine_tune_type {kind!r}, expected 'lora'")
+    if kind not in ("lora", "dora", "full"):
+        raise InputError(str(path), f"fine_tune_type {kind!r}, expected lora, dora or full")
     parameters = config.get("lora_parameters")
-    if not isinstance(parameters, dict) or not {"rank", "scale"} <= parameters.keys():
+    known = isinstance(parameters, dict) and {"rank", "scale"} <= parameters.keys()
+    if kind != "full" and not known:
         raise InputError(str(path), "lora_parameters has no rank or no scale")
     return config
 
@@ -112,15 +150,31 @@ def _targets(model: nn.Module, config: dict[str, Any], tensors: Mapping[str, Any
     return select(layers, set(keys).__contains__, count or len(model.layers))
 
 
-def _check_tensors(
-    path: Path, model: nn.Module, targets: Targets, rank: int, tensors: Mapping[str, mx.array]
-) -> None:
+def _expected(
+    model: nn.Module, targets: Targets, shape: AdapterShape
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of the adapter by its name."""
     modules = dict(model.named_modules())
     expected: dict[str, tuple[int, ...]] = {}
     for target in targets.paths:
         input_dims, output_dims = linear_dims(modules[target])
-        expected[f"{target}.lora_a"] = (input_dims, rank)
-        expected[f"{target}.lora_b"] = (rank, output_dims)
+        expected[f"{target}.lora_a"] = (input_dims, shape.rank)
+        expected[f"{target}.lora_b"] = (shape.rank, output_dims)
+        if shape.dora:
+            expected[f"{target}.m"] = (output_dims,)
+    return expected
+
+
+def _check_rank(path: Path, rank: int, tensors: Mapping[str, mx.array]) -> None:
+    stored = {value.shape[-1] for name, value in tensors.items() if name.endswith(".lora_a")}
+    if stored and stored != {rank}:
+        ranks = ", ".join(map(str, sorted(stored)))
+        raise InputError(str(path), f"rank {ranks}, but {CONFIG_FILE} says {rank}")
+
+
+def _check_tensors(
+    path: Path, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, mx.array]
+) -> None:
     found = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
     found += [f"unknown {name}" for name in sorted(tensors.keys() - expected.keys())]
     found += [
@@ -128,10 +182,6 @@ def _check_tensors(
         for name, shape in sorted(expected.items())
         if name in tensors and tensors[name].shape != shape
     ]
-    stored = {value.shape[-1] for name, value in tensors.items() if name.endswith(".lora_a")}
-    if stored and stored != {rank}:
-        ranks = ", ".join(map(str, sorted(stored)))
-        raise InputError(str(path), f"rank {ranks}, but {CONFIG_FILE} says {rank}")
     if found:
         more = f" and {len(found) - 4} more" if len(found) > 4 else ""
         raise InputError(str(path), "; ".join(found[:4]) + more,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 from mlx import nn
@@ -20,6 +21,8 @@ class AdapterShape:
     """The low-rank update is multiplied by this."""
     dropout: float = 0.0
     """Share of the adapter's inputs set to zero while training."""
+    dora: bool = False
+    """Also trains the norm of every row of the weight."""
 
 
 @dataclass(slots=True)
@@ -39,6 +42,9 @@ class LoRALinear(nn.Module):  # type: ignore[misc]  # MLX's modules are untyped
     rank; the update is computed in the type of `x`, whose leading axis holds the rows.
     """
 
+    trained: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b")
+    """Names of the trained weights."""
+
     def __init__(
         self, linear: nn.Module, path: str, shapes: Sequence[AdapterShape], routing: Routing
     ) -> None:
@@ -52,6 +58,11 @@ class LoRALinear(nn.Module):  # type: ignore[misc]  # MLX's modules are untyped
         self.dropout = tuple(shape.dropout for shape in shapes)
         self.routing = routing
         self.salt = words(fold(0, "layer", path))
+
+    def put(self, weights: Mapping[str, mx.array]) -> None:
+        """Compute with these weights from now on."""
+        for name in self.trained:
+            self[name] = weights[name]
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return the base layer's output plus the update."""
@@ -90,3 +101,19 @@ def linear_dims(linear: nn.Module) -> tuple[int, int]:
     if isinstance(linear, nn.QuantizedLinear):
         input_dims = linear.scales.shape[-1] * linear.group_size
     return input_dims, output_dims
+
+
+def plain_weight(linear: nn.Module) -> mx.array:
+    """Return the weight of a plain or quantized linear layer: float32 (out, in)."""
+    weight: mx.array = linear.weight
+    if not isinstance(linear, nn.QuantizedLinear):
+        return weight.astype(mx.float32)
+    scales, biases = linear.scales, linear.get("biases")
+    if biases is not None:
+        # In the type of the scales the weights would be rounded once more.
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    weight = mx.dequantize(
+        weight, scales, biases,
+        group_size=linear.group_size, bits=linear.bits, mode=linear.mode,
+    )  # fmt: skip
+    return weight.astype(mx.float32)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from stages.artifacts import Reporter
 from stages.data.rows import Rows
 from stages.errors import StageError, StopRequested
-from stages.lora.bank import Bank, Parameters
+from stages.lora.bank import Parameters
+from stages.lora.full import Tuning
 from stages.settings import Optimizer, Train
 from stages.training.batches import (
     Step,
@@ -56,7 +57,7 @@ class Best:
 
 
 def fit(
-    bank: Bank,
+    tuning: Tuning,
     rows: Rows,
     valid: Rows,
     *,
@@ -65,14 +66,14 @@ def fit(
     seed: int,
     report: Reporter,
 ) -> tuple[Parameters, dict[str, float]]:
-    """Train the one adapter of `bank` and return its best weights with the run's metrics.
+    """Train the one adapter or all weights, and return the best with the run's metrics.
 
     Raises StageError at a loss or gradient that is not finite, before it is applied, and
     StopRequested when the run was asked to stop.
     """
-    gradients, update = compile_gradients(bank), compile_update(bank, [optimizer])
-    losses = compile_losses(bank)
-    state = State(bank.parameters(), initial_states(bank, [optimizer]))
+    gradients, update = compile_gradients(tuning), compile_update(tuning, [optimizer])
+    losses = compile_losses(tuning)
+    state = State(tuning.parameters(), initial_states(tuning, [optimizer]))
     per_epoch, total = count_steps(rows, train)
     progress = Progress(report, total, train.log_every)
     best = Best(state.parameters)
@@ -87,7 +88,7 @@ def fit(
         if report.stop_requested():
             raise StopRequested
         rate = learning_rate(optimizer, step.number, total)
-        keys = [dropout_keys(seed, step.epoch, batch.rows) if bank.has_dropout else None
+        keys = [dropout_keys(seed, step.epoch, batch.rows) if tuning.has_dropout else None
                 for batch in step.batches]  # fmt: skip
         loss, norm = take_step(gradients, update, state, step, keys, rate)
         progress.add(step, loss, norm, rate, perf_counter() - clock)
@@ -100,7 +101,7 @@ def fit(
     metrics = progress.totals() | {"train.best_step": best.step}
     if before is not None:
         metrics |= {"valid.loss": best.loss, "valid.loss_before": before}
-    return bank.split(best.parameters)[0], metrics
+    return tuning.split(best.parameters)[0], metrics
 
 
 def take_step(

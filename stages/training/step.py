@@ -1,4 +1,4 @@
-"""The two compiled functions of a step: gradients of some rows, and the update of K adapters."""
+"""The compiled functions of a step: gradients of some rows, their losses, and the update."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, TypeVar, cast
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from stages.lora.bank import Bank, Parameters
+from stages.lora.bank import Parameters
+from stages.lora.full import Tuning
 from stages.settings import Optimizer
 from stages.training.loss import row_losses
 from stages.training.optimizers import clip, make_optimizer
@@ -34,7 +35,7 @@ def compiled(function: F) -> F:
     return cast("F", mx.compile(function))
 
 
-def compile_gradients(bank: Bank) -> Gradients:
+def compile_gradients(tuning: Tuning) -> Gradients:
     """Return a function of (parameters, tokens, supervised, dropout keys of the rows or None).
 
     It gives the summed loss of each row (B,) and the gradients of their sum.
@@ -47,9 +48,9 @@ def compile_gradients(bank: Bank) -> Gradients:
         row_keys: mx.array | None,
     ) -> tuple[mx.array, mx.array]:
         token_keys = None if row_keys is None else _token_keys(row_keys, tokens.shape[1] - 1)
-        bank.model.train()
-        with bank.using(parameters, dropout_keys=token_keys):
-            losses = row_losses(bank.model, tokens, supervised)
+        tuning.model.train()
+        with tuning.using(parameters, dropout_keys=token_keys):
+            losses = row_losses(tuning.model, tokens, supervised)
         return losses.sum(), losses
 
     with_gradients = mx.value_and_grad(loss_sum)
@@ -61,18 +62,18 @@ def compile_gradients(bank: Bank) -> Gradients:
     return compiled(gradients)
 
 
-def compile_losses(bank: Bank) -> RowLosses:
+def compile_losses(tuning: Tuning) -> RowLosses:
     """Return a function of (parameters, tokens, supervised) that gives the loss of each row."""
 
     def losses(parameters: Parameters, tokens: mx.array, supervised: mx.array) -> mx.array:
-        bank.model.eval()
-        with bank.using(parameters):
-            return row_losses(bank.model, tokens, supervised)
+        tuning.model.eval()
+        with tuning.using(parameters):
+            return row_losses(tuning.model, tokens, supervised)
 
     return compiled(losses)
 
 
-def compile_update(bank: Bank, optimizers: Sequence[Optimizer]) -> Update:
+def compile_update(tuning: Tuning, optimizers: Sequence[Optimizer]) -> Update:
     """Return a function of (parameters, summed gradients, states, token counts, learning rates).
 
     Counts and rates are (K,). Each adapter is divided by its own tokens, clipped and moved by its
@@ -87,7 +88,7 @@ def compile_update(bank: Bank, optimizers: Sequence[Optimizer]) -> Update:
         rates: mx.array,
     ) -> tuple[Parameters, list[Any], mx.array]:
         moved, new_states, norms = [], [], []
-        adapters = zip(optimizers, bank.split(parameters), bank.split(gradients), states,
+        adapters = zip(optimizers, tuning.split(parameters), tuning.split(gradients), states,
                        strict=True)  # fmt: skip
         for k, (settings, adapter, gradient, state) in enumerate(adapters):
             mean = tree_map(lambda g, count=counts[k]: g / count, gradient)
@@ -98,15 +99,15 @@ def compile_update(bank: Bank, optimizers: Sequence[Optimizer]) -> Update:
             moved.append(optimizer.apply_gradients(mean, adapter))
             new_states.append(optimizer.state)
             norms.append(norm)
-        return bank.join(moved), new_states, mx.stack(norms)
+        return tuning.join(moved), new_states, mx.stack(norms)
 
     return compiled(update)
 
 
-def initial_states(bank: Bank, optimizers: Sequence[Optimizer]) -> list[Any]:
+def initial_states(tuning: Tuning, optimizers: Sequence[Optimizer]) -> list[Any]:
     """Return the state of each adapter's optimizer before the first step."""
     states = []
-    for settings, adapter in zip(optimizers, bank.split(bank.parameters()), strict=True):
+    for settings, adapter in zip(optimizers, tuning.split(tuning.parameters()), strict=True):
         optimizer = make_optimizer(settings)
         optimizer.init(adapter)
         states.append(optimizer.state)

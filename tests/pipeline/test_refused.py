@@ -80,6 +80,10 @@ REFUSED: list[tuple[str, str, str]] = [
     ),
     ("optimizer=lion optimizer.learning_rate=auto", "optimizer.learning_rate", "adam and adamw"),
     ("lora.rank=null", "lora.rank", "needs it"),
+    ("lora=full lora.rank=8", "lora.rank", "leave lora.rank out"),
+    ("lora=full lora.num_layers=2", "lora.num_layers", "leave lora.num_layers out"),
+    ("lora=full model.quantization=4", "model.quantization", "trains the weights themselves"),
+    ("lora.type=full", "lora.rank", "choose the option as a whole: lora=full"),
     ("data=text", "data.path", "data=text needs it"),
     ("model=local", "model.path", "model=local needs it"),
     # what does not exist

@@ -104,7 +104,10 @@ def tiny_llama() -> Callable[..., Any]:
         model = Model(ModelArgs(model_type="llama", rms_norm_eps=1e-5, **(sizes | changes)))
         rng = np.random.default_rng(7)
         weights = [
-            (name, mx.array(rng.normal(1.0 if "norm" in name else 0.0, 0.2, value.shape), value.dtype))
+            (
+                name,
+                mx.array(rng.normal(1.0 if "norm" in name else 0.0, 0.2, value.shape), value.dtype),
+            )
             for name, value in sorted(tree_flatten(model.parameters()))
         ]
         model.update(tree_unflatten(weights))

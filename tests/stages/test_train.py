@@ -10,12 +10,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_adapters
+from mlx_lm.utils import load_adapters, quantize_model
 
 from stages.artifacts import Adapter, BaseModel, Prepared
 from stages.data.rows import open_rows, write_rows
 from stages.errors import InputError, SettingError
-from stages.models.loading import load_model
+from stages.models.loading import load_model, read_model
+from stages.models.saving import save_directory
 from stages.settings import Lora, Optimizer, Train
 from stages.train import train
 
@@ -69,20 +70,24 @@ def run(
                  prepared=prepared, report=Silent(), out=out)  # fmt: skip
 
 
+FULL = {"type": "full", "rank": None, "alpha": None, "dropout": None, "targets": None}
+
+
 def digest(adapter: Adapter) -> list[str]:
     return [sha256(path.read_bytes()).hexdigest() for path in sorted(adapter.directory.iterdir())]
 
 
+@pytest.mark.parametrize("changes", [{}, {"type": "dora"}, FULL], ids=["lora", "dora", "full"])
 def test_same_arguments_give_the_same_bytes(
-    model: BaseModel, prepared: Prepared, tmp_path: Path
+    model: BaseModel, prepared: Prepared, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """Two runs write two equal files each, dropout included; another seed writes others, and
     MLX's own random state has no part in it."""
-    first = run(model, prepared, tmp_path / "first")
+    first = run(model, prepared, tmp_path / "first", **changes)
     mx.random.seed(77)
     np.random.seed(77)
-    again = run(model, prepared, tmp_path / "again")
-    other = run(model, prepared, tmp_path / "other", seed=1)
+    again = run(model, prepared, tmp_path / "again", **changes)
+    other = run(model, prepared, tmp_path / "other", seed=1, **changes)
     assert len(digest(first)) == 2
     assert digest(first) == digest(again)
     assert digest(first)[1] != digest(other)[1]
@@ -92,11 +97,16 @@ def test_same_arguments_give_the_same_bytes(
     }
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"type": "rslora", "targets": ("self_attn.*",)}, {"type": "dora"}, FULL],
+    ids=["rslora", "dora", "full"],
+)
 def test_saved_adapter_has_the_validation_loss_that_is_stated(
-    model: BaseModel, prepared: Prepared, tmp_path: Path
+    model: BaseModel, prepared: Prepared, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """mlx-lm's model with the saved adapter has the loss `valid.loss` on the validation rows."""
-    adapter = run(model, prepared, tmp_path / "out", type="rslora", targets=("self_attn.*",))
+    adapter = run(model, prepared, tmp_path / "out", rate=5e-3, **changes)
     tuned = load_adapters(load_model(model), str(adapter.directory))
     tuned.eval()
     rows = open_rows(prepared.directory, "valid")
@@ -133,6 +143,36 @@ def test_rate_worked_out_is_the_rate_given(
     rate = auto.metrics["train.peak_learning_rate"]
     assert rate == pytest.approx(5e-4 * (2000 / 256) ** 0.781)
     assert digest(auto) == digest(run(model, prepared, tmp_path / "given", rate=rate))
+
+
+def test_full_trains_every_weight_at_a_tenth_of_the_rate(
+    model: BaseModel, prepared: Prepared, tmp_path: Path
+) -> None:
+    """Every tensor of the base is saved and has moved, and the metrics count them all."""
+    tuned = run(model, prepared, tmp_path / "out", rate="auto", **FULL)
+    assert tuned.metrics["train.peak_learning_rate"] == pytest.approx(5e-5 * (2000 / 256) ** 0.781)
+    before = mx.load(str(model.directory / "model.safetensors"))
+    after = mx.load(str(tuned.directory / "adapters.safetensors"))
+    assert after.keys() == before.keys()
+    assert all(mx.any(value != before[name]) for name, value in after.items())
+    assert tuned.metrics["train.trainable_parameters"] == sum(v.size for v in before.values())
+    assert json.loads((tuned.directory / "adapter_config.json").read_text()) == {
+        "fine_tune_type": "full", "format": 1, "type": "full"
+    }  # fmt: skip
+
+
+def test_all_weights_of_a_quantized_base_are_refused(
+    model: BaseModel, prepared: Prepared, tmp_path: Path
+) -> None:
+    """Packed weights cannot be trained, even where they are computed with unpacked."""
+    module, config = read_model(model.directory)
+    module, config = quantize_model(module, config, 32, 4)
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    save_directory(packed, module, config, model.directory)
+    with pytest.raises(SettingError, match=r"lora\.type: found 'full'.*lora=lora"):
+        run(BaseModel(directory=packed, dtype="float32"), prepared, tmp_path / "out", **FULL)
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_target_is_refused(model: BaseModel, prepared: Prepared, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
 
 from stages.errors import InputError, SettingError, StopRequested
@@ -13,6 +14,7 @@ from stages.generation.decode import Completion, complete
 from stages.generation.engine import Engine, Job
 from stages.generation.sampling import Sampling
 from stages.lora.bank import Bank, attach
+from stages.lora.full import FullWeights, all_weights
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
 
@@ -136,27 +138,33 @@ def adapter(model, seed: int) -> Bank:
     return bank
 
 
+def whole(model) -> FullWeights:
+    tuning = all_weights(model)
+    tuning.update(tree_map(lambda weight: weight[::-1], tuning.parameters()))
+    return tuning
+
+
 def test_adapters_answer_side_by_side(random_model, tokenizer, diary) -> None:
-    """Base and two adapters in one engine give what each gives alone, and leave the base as it
-    was."""
+    """Base, two adapters and a model tuned whole in one engine give what each gives alone, and
+    leave the base as it was."""
     sampling = Sampling(max_tokens=12)
     jobs = [Job(prompt=prompt, sampling=sampling) for prompt in PROMPTS]
     expected = {None: run(Engine(random_model, tokenizer, [END], batch_size=4), jobs, diary)}
     banks = {}
-    for seed, name in enumerate(("one", "two")):
-        banks[name] = adapter(random_model, seed)
+    for seed, name in enumerate(("one", "two", "whole")):
+        banks[name] = whole(random_model) if name == "whole" else adapter(random_model, seed)
         expected[name] = run(Engine(random_model, tokenizer, [END], batch_size=4), jobs, diary)
         banks[name].detach()
     texts = {name: tuple(c.text for c in made) for name, made in expected.items()}
-    assert len(set(texts.values())) == 3
+    assert len(set(texts.values())) == 4
     engine = Engine(random_model, tokenizer, [END], adapters=banks, batch_size=4)
-    names = [None, "one", "two"]
+    names = [None, *banks]
     mixed = [
         Job(prompt=job.prompt, sampling=sampling, adapter=name) for job in jobs for name in names
     ]
     made = run(engine, mixed, diary)
     for place, name in enumerate(names):
-        assert tuple(c.text for c in made[place::3]) == texts[name]
+        assert tuple(c.text for c in made[place::4]) == texts[name]
     after = run(Engine(random_model, tokenizer, [END], batch_size=4), jobs, diary)
     assert after == expected[None]
 

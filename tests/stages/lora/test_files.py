@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,21 @@ from safetensors import safe_open
 
 from stages.errors import InputError
 from stages.lora.bank import Bank, attach
-from stages.lora.files import load_adapter, save_adapter
+from stages.lora.files import load_adapter, save_adapter, save_weights
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
 
 LLAMA = Callable[..., Any]
 TOKENS = mx.array([[3, 9, 27, 17, 51], [2, 4, 8, 16, 32]])
 SHAPE = AdapterShape(4, 1.5, 0.1)
+DORA = replace(SHAPE, dora=True)
 
 
-def trained(model: Any, patterns: list[str], num_layers: int | None = None) -> Bank:
+def trained(
+    model: Any, patterns: list[str], num_layers: int | None = None, shape: AdapterShape = SHAPE
+) -> Bank:
     """Put an adapter on `model` that changes its logits."""
-    bank = attach(model, find_targets(model, patterns, num_layers), [SHAPE])
+    bank = attach(model, find_targets(model, patterns, num_layers), [shape])
     rng = np.random.default_rng(1)
     bank.update(
         {path: {name: mx.array(rng.normal(0, 0.3, value.shape), mx.float32)
@@ -39,18 +43,23 @@ def trained(model: Any, patterns: list[str], num_layers: int | None = None) -> B
 def save(bank: Bank, directory: Path) -> Path:
     directory.mkdir(exist_ok=True)
     adapter = bank.split(bank.parameters())[0]
-    save_adapter(directory, adapter, SHAPE, bank.targets, {"alpha": 6.0, "type": "lora"})
+    save_adapter(directory, adapter, bank.shapes[0], bank.targets, {"alpha": 6.0, "type": "lora"})
     return directory
 
 
+@pytest.mark.parametrize("shape", [SHAPE, DORA])
 @pytest.mark.parametrize(("patterns", "num_layers"), [(["*"], None), (["q_proj", "mlp.*"], 1)])
 def test_mlx_lm_loads_what_is_saved(
-    tiny_llama: LLAMA, tmp_path: Path, patterns: list[str], num_layers: int | None
+    tiny_llama: LLAMA,
+    tmp_path: Path,
+    patterns: list[str],
+    num_layers: int | None,
+    shape: AdapterShape,
 ) -> None:
     """mlx-lm's own loader gives a fresh model the logits of the one that was trained."""
     model = tiny_llama(num_hidden_layers=3)
     base = np.array(model(TOKENS))
-    save(trained(model, patterns, num_layers), tmp_path)
+    save(trained(model, patterns, num_layers, shape), tmp_path)
     expected = np.array(model(TOKENS))
     other = load_adapters(tiny_llama(num_hidden_layers=3), str(tmp_path))
     other.eval()
@@ -58,10 +67,13 @@ def test_mlx_lm_loads_what_is_saved(
     np.testing.assert_allclose(np.array(other(TOKENS)), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_load_gives_the_saved_weights_back(tiny_llama: LLAMA, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [SHAPE, DORA])
+def test_load_gives_the_saved_weights_back(
+    tiny_llama: LLAMA, tmp_path: Path, shape: AdapterShape
+) -> None:
     """What is loaded has the saved bits, shape and targets."""
     model = tiny_llama()
-    bank = trained(model, ["self_attn.*"], 1)
+    bank = trained(model, ["self_attn.*"], 1, shape)
     logits = model(TOKENS)
     other = tiny_llama()
     loaded = load_adapter(other, save(bank, tmp_path))
@@ -69,21 +81,92 @@ def test_load_gives_the_saved_weights_back(tiny_llama: LLAMA, tmp_path: Path) ->
     assert mx.array_equal(other(TOKENS), logits)
 
 
-def test_load_takes_an_adapter_of_mlx_lm(tiny_llama: LLAMA, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_load_takes_an_adapter_of_mlx_lm(tiny_llama: LLAMA, tmp_path: Path, kind: str) -> None:
     """An adapter written the way mlx_lm.lora does, without keys, gives the same logits."""
     model = tiny_llama(num_hidden_layers=3)
     parameters = {"rank": 3, "scale": 20.0, "dropout": 0.0}
-    linear_to_lora_layers(model, 2, parameters)
+    linear_to_lora_layers(model, 2, parameters, use_dora=kind == "dora")
     rng = np.random.default_rng(1)
     weights = {name: mx.array(rng.normal(0, 0.1, value.shape), mx.float32)
                for name, value in tree_flatten(model.trainable_parameters())}  # fmt: skip
     model.load_weights(list(weights.items()), strict=False)
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), weights)
-    config = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
+    config = {"fine_tune_type": kind, "num_layers": 2, "lora_parameters": parameters}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     other = tiny_llama(num_hidden_layers=3)
     load_adapter(other, tmp_path)
-    np.testing.assert_allclose(np.array(other(TOKENS)), np.array(model(TOKENS)), rtol=1e-4)
+    np.testing.assert_allclose(
+        np.array(other(TOKENS)), np.array(model(TOKENS)), rtol=1e-4, atol=1e-5
+    )
+
+
+def save_changed(model: Any, directory: Path, changed: str) -> Path:
+    """Save all weights of `model`, those with `changed` in their name half as large."""
+    weights = {name: value * 0.5 if changed in name else value
+               for name, value in tree_flatten(model.parameters())}  # fmt: skip
+    save_weights(directory, weights, {"type": "full"})
+    return directory
+
+
+@pytest.mark.parametrize("changed", ["", "embed_tokens", "norm", "lm_head"])
+def test_all_weights_load_here_and_in_mlx_lm(
+    tiny_llama: LLAMA, tmp_path: Path, changed: str
+) -> None:
+    """Weights saved whole replace the base's own, in our loader and in mlx-lm's."""
+    save_changed(tiny_llama(), tmp_path, changed)
+    expected = tiny_llama()
+    expected.load_weights(str(tmp_path / "adapters.safetensors"))
+    assert mx.abs(expected(TOKENS) - tiny_llama()(TOKENS)).max() > 0.01
+    ours = tiny_llama()
+    load_adapter(ours, tmp_path)
+    theirs = load_adapters(tiny_llama(), str(tmp_path))
+    assert mx.array_equal(ours(TOKENS), expected(TOKENS))
+    assert mx.array_equal(theirs(TOKENS), expected(TOKENS))
+
+
+def test_all_weights_are_saved_as_equal_bytes(tiny_llama: LLAMA, tmp_path: Path) -> None:
+    """Saving twice writes the same bytes, in the type that the model has."""
+    model = tiny_llama()
+    model.set_dtype(mx.bfloat16)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        save_changed(model, tmp_path / name, "mlp")
+    for name in ("adapters.safetensors", "adapter_config.json"):
+        first, second = (tmp_path / place / name for place in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+    tensors = mx.load(str(tmp_path / "first" / "adapters.safetensors"))
+    assert {value.dtype for value in tensors.values()} == {mx.bfloat16}
+
+
+def test_load_takes_the_blocks_that_mlx_lm_trained(tiny_llama: LLAMA, tmp_path: Path) -> None:
+    """mlx_lm.lora --fine-tune-type full saves the last blocks alone; the rest stays the base's."""
+    model = tiny_llama()
+    model.layers[1].unfreeze()
+    weights = {name: value * 1.5 for name, value in tree_flatten(model.trainable_parameters())}
+    mx.save_safetensors(str(tmp_path / "adapters.safetensors"), weights)
+    (tmp_path / "adapter_config.json").write_text('{"fine_tune_type": "full", "num_layers": 1}')
+    expected = load_adapters(tiny_llama(), str(tmp_path))(TOKENS)
+    load_adapter(model, tmp_path)
+    assert mx.array_equal(model(TOKENS), expected)
+
+
+def test_incomplete_or_foreign_weights_are_refused(tiny_llama: LLAMA, tmp_path: Path) -> None:
+    """Of our own files every weight must be there, of the base's shape; the model stays as is."""
+    directory = save_changed(tiny_llama(), tmp_path, "")
+
+    def spoil(tensors: dict[str, mx.array]) -> None:
+        tensors["model.norms.weight"] = tensors.pop("model.norm.weight")
+        tensors["lm_head.weight"] = mx.zeros((64, 16))
+
+    change_tensors(directory, spoil)
+    model = tiny_llama()
+    with pytest.raises(InputError) as caught:
+        load_adapter(model, directory)
+    message = str(caught.value)
+    assert "missing model.norm.weight; unknown model.norms.weight" in message
+    assert "lm_head.weight is (64, 16), expected (64, 32)" in message
+    assert mx.array_equal(model(TOKENS), tiny_llama()(TOKENS))
 
 
 def test_equal_adapters_give_equal_bytes(tiny_llama: LLAMA, tmp_path: Path) -> None:
@@ -142,7 +225,8 @@ def test_adapter_of_another_model_is_refused(tiny_llama: LLAMA, tmp_path: Path) 
         ("lora_parameters", {"rank": 4}, "has no rank or no scale"),
         ("format", 2, "format 2, but 1 is the newest known"),
         ("format", "one", "not the configuration of an adapter"),
-        ("fine_tune_type", "dora", "fine_tune_type 'dora', expected 'lora'"),
+        ("fine_tune_type", "ia3", "fine_tune_type 'ia3', expected lora, dora or full"),
+        ("fine_tune_type", "dora", "missing model.layers.0.self_attn.q_proj.m"),
     ],
 )  # fmt: skip
 def test_wrong_configuration_is_refused(

@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model
 
 from stages.lora.bank import Bank, attach
+from stages.lora.full import all_weights
 from stages.lora.layers import AdapterShape
 from stages.lora.merge import merge_weights, unmerge_weights
 from stages.lora.targets import Targets
@@ -32,15 +33,19 @@ class Pair(nn.Module):
         return self.untouched(self.down(nn.silu(self.up(x))))
 
 
-def adapted(model: nn.Module, size: float = 0.1, seed: int = 1) -> Bank:
+def adapted(model: nn.Module, size: float = 0.1, seed: int = 1, dora: bool = False) -> Bank:
     """Put one adapter with random weights on `model`: always the same ones."""
-    bank = attach(model, TARGETS, [AdapterShape(RANK, SCALE)])
+    bank = attach(model, TARGETS, [AdapterShape(RANK, SCALE, dora=dora)])
     draw = np.random.default_rng(seed)
-    bank.update({
+    drawn = {
         path: {"lora_a": mx.array(draw.normal(0, size, layer.lora_a.shape).astype(np.float32)),
                "lora_b": mx.array(draw.normal(0, size, layer.lora_b.shape).astype(np.float32))}
         for path, layer in bank.layers.items()
-    })  # fmt: skip
+    }  # fmt: skip
+    for path, layer in bank.layers.items() if dora else []:
+        factors = mx.array(draw.normal(1, size, layer.m.shape).astype(np.float32))
+        drawn[path]["m"] = layer.m * factors
+    bank.update(drawn)
     return bank
 
 
@@ -75,22 +80,24 @@ def test_merged_weight_is_the_closed_form() -> None:
         np.testing.assert_array_equal(after[path], before[path])
 
 
-def test_merged_model_computes_what_base_and_adapter_compute() -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_merged_model_computes_what_base_and_adapter_compute(dora: bool) -> None:
     """The merged model's outputs are those of base plus adapter."""
     model = Pair()
     x = mx.random.normal((3, 5, IN), key=mx.random.key(2))
     base = model(x)
-    bank = adapted(model)
+    bank = adapted(model, dora=dora)
     expected = model(x)
     merge_weights(bank)
     assert not np.allclose(base, expected, atol=0.01)
     np.testing.assert_allclose(model(x), expected, rtol=0, atol=1e-5)
 
 
-def test_merge_agrees_with_peft() -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_merge_agrees_with_peft(dora: bool) -> None:
     """PEFT's merge_and_unload of the same base and adapter gives the same weights."""
     model = Pair()
-    bank = adapted(model)
+    bank = adapted(model, dora=dora)
     start = weights(model)
     theirs = torch.nn.ModuleDict(
         {"up": torch.nn.Linear(IN, OUT), "down": torch.nn.Linear(OUT, IN, bias=False)}
@@ -99,13 +106,18 @@ def test_merge_agrees_with_peft() -> None:
         theirs["up"].bias.copy_(torch.from_numpy(start["up.linear.bias"]))
         for path in TARGETS.paths:
             theirs[path].weight.copy_(torch.from_numpy(start[f"{path}.linear.weight"]))
-    config = peft.LoraConfig(r=RANK, lora_alpha=SCALE * RANK, target_modules=["up", "down"])
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=SCALE * RANK, target_modules=["up", "down"], use_dora=dora
+    )
     tuned = peft.get_peft_model(theirs, config)
     with torch.no_grad():
         for path in TARGETS.paths:
             layer = tuned.base_model.model[path]
             layer.lora_A["default"].weight.copy_(torch.from_numpy(start[f"{path}.lora_a"][0].T))
             layer.lora_B["default"].weight.copy_(torch.from_numpy(start[f"{path}.lora_b"][0].T))
+            if dora:
+                magnitude = layer.lora_magnitude_vector["default"].weight
+                magnitude.copy_(torch.from_numpy(start[f"{path}.m"][0]))
     expected = tuned.merge_and_unload().state_dict()
     merge_weights(bank)
     ours = weights(model)
@@ -140,6 +152,42 @@ def test_unmerge_gives_the_base_back() -> None:
     unmerge_weights(adapted(model))
     for path, value in weights(model).items():
         np.testing.assert_allclose(value, before[path], rtol=0, atol=3e-8)
+
+
+def test_unmerge_gives_the_base_back_from_dora() -> None:
+    """The bank that was merged takes itself out again, rows of zeros included."""
+    model = Pair()
+    model.up.weight[5] = 0
+    before = weights(model)
+    bank = adapted(model, dora=True)
+    bank.layers["up"].lora_b[0, :, 5] = 0
+    merge_weights(bank)
+    assert np.abs(weights(model)["up.weight"] - before["up.weight"]).max() > 0.01
+    unmerge_weights(bank)
+    for path, value in weights(model).items():
+        np.testing.assert_allclose(value, before[path], rtol=0, atol=1e-7)
+
+
+def test_another_bank_cannot_unmerge_dora() -> None:
+    """A bank that did not merge does not know the factors of the rows and changes nothing."""
+    model = Pair()
+    merge_weights(adapted(model, dora=True))
+    merged = weights(model)
+    with pytest.raises(KeyError):
+        unmerge_weights(adapted(model, dora=True))
+    for path in TARGETS.paths:
+        np.testing.assert_array_equal(weights(model)[f"{path}.linear.weight"],
+                                      merged[f"{path}.weight"])  # fmt: skip
+
+
+def test_trained_weights_are_merged_as_they_are() -> None:
+    """All weights trained themselves: the merged model has them, and nothing added."""
+    model, other = Pair(), Pair(seed=4)
+    tuning = all_weights(model)
+    tuning.update(all_weights(other).parameters())
+    merge_weights(tuning)
+    for path, value in weights(model).items():
+        np.testing.assert_array_equal(value, weights(other)[path])
 
 
 def test_a_bank_of_several_adapters_is_refused() -> None:
@@ -182,6 +230,25 @@ def test_quantized_base_in_kind(bits: int, group_size: int) -> None:
         step = np.repeat(np.abs(np.array(layer.scales)), group_size, axis=1)
         assert (np.abs(unpacked(layer) - target) <= 0.5001 * step + 1e-6).mean() > 0.95
         assert (np.abs(unpacked(layer) - target) <= 1.0001 * step + 1e-6).all()
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_quantized_base_in_kind_with_dora(bits: int) -> None:
+    """Unpacked, the merged rows are m (W + D) / |W + D|, to about half a step of their group."""
+    model = Pair()
+    nn.quantize(model, 64, bits)
+    before = {path: unpacked(getattr(model, path)) for path in TARGETS.paths}
+    bank = adapted(model, dora=True)
+    lengths = {path: np.array(layer.m[0], float) for path, layer in bank.layers.items()}
+    added = updates(bank)
+    merge_weights(bank)
+    for path, update in added.items():
+        layer = getattr(model, path)
+        target = before[path] + update
+        target *= (lengths[path] / np.linalg.norm(target, axis=1))[:, None]
+        step = np.repeat(np.abs(np.array(layer.scales)), 64, axis=1)
+        assert (np.abs(unpacked(layer) - target) <= 1.0001 * step + 1e-6).all()
+        assert (np.abs(unpacked(layer) - target) <= 0.5001 * step + 1e-6).mean() > 0.95
 
 
 @pytest.mark.parametrize(("bits", "group_size"), QUANTIZED)

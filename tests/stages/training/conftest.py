@@ -65,10 +65,11 @@ def make_rows(tmp_path: Path) -> Callable[[Sequence[int]], Rows]:
 @pytest.fixture
 def adamw() -> Callable[..., Optimizer]:
     def make(**changes: object) -> Optimizer:
-        settings = dict(
-            name="adamw", learning_rate=1e-2, schedule="cosine", warmup_fraction=0.1,
-            final_fraction=0.1, max_grad_norm=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
-        )  # fmt: skip
+        settings = {
+            "name": "adamw", "learning_rate": 1e-2, "schedule": "cosine", "warmup_fraction": 0.1,
+            "final_fraction": 0.1, "max_grad_norm": 1.0, "betas": (0.9, 0.999), "eps": 1e-8,
+            "weight_decay": 0.0,
+        }  # fmt: skip
         return Optimizer(**(settings | changes))
 
     return make
@@ -77,9 +78,10 @@ def adamw() -> Callable[..., Optimizer]:
 @pytest.fixture
 def settings() -> Callable[..., Train]:
     def make(**changes: object) -> Train:
-        values = dict(
-            epochs=1, batch_size=4, grad_accumulation_steps=1, validations_per_epoch=1, log_every=1
-        )
+        values = {
+            "epochs": 1, "batch_size": 4, "grad_accumulation_steps": 1, "log_every": 1,
+            "validations_per_epoch": 1,
+        }  # fmt: skip
         return Train(**(values | changes))
 
     return make

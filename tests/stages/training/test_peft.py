@@ -48,7 +48,7 @@ def peft_twin(model: Any, adapter: Parameters, settings: Lora) -> torch.nn.Modul
     twin.load_state_dict(weights)
     twin = peft.get_peft_model(twin, peft.LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, use_rslora=settings.type == "rslora",
-        target_modules="all-linear", lora_dropout=0.0,
+        use_dora=settings.type == "dora", target_modules="all-linear", lora_dropout=0.0,
     ))  # fmt: skip
     with torch.no_grad():
         for path, value in torch_adapter(twin).items():
@@ -57,12 +57,13 @@ def peft_twin(model: Any, adapter: Parameters, settings: Lora) -> torch.nn.Modul
 
 
 def torch_adapter(twin: torch.nn.Module) -> dict[tuple[str, str], torch.nn.Parameter]:
-    """Return PEFT's matrices by our names."""
+    """Return PEFT's weights by our names."""
+    names = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "m"}
     found = {}
     for name, value in twin.named_parameters():
         if ".lora_" in name:
-            path, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
-            found[path, f"lora_{rest[0].lower()}"] = value
+            path, kind, _, _ = name.removeprefix("base_model.model.").rsplit(".", 3)
+            found[path, names[kind]] = value
     return found
 
 
@@ -87,7 +88,7 @@ def torch_loss(twin: torch.nn.Module, rows: Rows, indices: list[int]) -> tuple[t
     return total, count
 
 
-@pytest.mark.parametrize("kind", ["lora", "rslora"])
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
 def test_loss_and_gradients_are_those_of_peft(
     tiny_llama: LLAMA, make_rows: Callable[..., Rows], kind: str
 ) -> None:
@@ -97,6 +98,8 @@ def test_loss_and_gradients_are_those_of_peft(
     rng = np.random.default_rng(2)
     for weights in adapter.values():
         weights["lora_b"] = mx.array(rng.normal(0, 0.1, weights["lora_b"].shape), mx.float32)
+        if "m" in weights:
+            weights["m"] = weights["m"] * mx.array(rng.normal(1, 0.2, weights["m"].shape))
     twin = peft_twin(tiny_llama(), adapter, settings)
     bank.update(bank.join([adapter]))
     rows = make_rows([9, 20, 33])
@@ -120,7 +123,7 @@ def test_loss_and_gradients_are_those_of_peft(
         )
 
 
-@pytest.mark.parametrize(("kind", "limit"), [("lora", 2.0), ("rslora", 4.0)])
+@pytest.mark.parametrize(("kind", "limit"), [("lora", 2.0), ("rslora", 4.0), ("dora", 2.0)])
 def test_training_follows_peft_loss_by_loss(
     tiny_llama: LLAMA,
     make_rows: Callable[..., Rows],
