@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from itertools import islice
@@ -10,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline import environment, fingerprint, keys
+from pipeline import environment, fingerprint, keys, requests
 from pipeline.errors import Unable
 from pipeline.keys import Planned
 from pipeline.manifest import Entry
@@ -27,9 +28,13 @@ SHOWN_CHANGES = 3
 
 
 def explain(config: Config, *, parent: Parent | None = None) -> None:
-    """Print the plan of `config`, the data's counts, and a forecast of memory and time."""
+    """Print the plan of `config`, the data's counts, and a forecast of memory and time.
+
+    Raises what the run itself would be refused for.
+    """
     plan = keys.make(config, parent)
     store = Store(Path(config.outputs) / "store")
+    keys.check_upstream(plan, config, store, parent)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("stage", "would", "key", "why"):
         table.add_column(column)
@@ -44,7 +49,8 @@ def explain(config: Config, *, parent: Parent | None = None) -> None:
             entries[name] = entry
             why = f"made {age(entry.created)} in {duration(entry.seconds)}"
             table.add_row(name, "reuse", planned.key[:8], why)
-        else:
+        elif planned.needed:
+            requests.require_known(planned)
             table.add_row(name, "run", planned.key[:8], _why(planned, store))
     lines = [render(table), "", *_data_lines(config, entries.get("prepare"))]
     if "train" in config.stages and "train" not in entries:
@@ -57,9 +63,10 @@ def explain(config: Config, *, parent: Parent | None = None) -> None:
 
 
 def _why(planned: Planned, store: Store) -> str:
-    if planned.ingredients is None:
-        return "the parent run's result is gone from the store"
-    now = flat(planned.ingredients)
+    if not planned.step.stored:
+        return "answers until it is stopped"
+    # As the manifests have it: JSON knows no tuples.
+    now = flat(json.loads(json.dumps(planned.ingredients)))
     nearest: list[str] | None = None
     for entry in islice(store.newest(planned.step.name), COMPARED):
         found = changes(flat(entry.ingredients), now)
@@ -68,6 +75,8 @@ def _why(planned: Planned, store: Store) -> str:
     if nearest is None:
         return "never made"
     more = len(nearest) - SHOWN_CHANGES
+    if not nearest:
+        return "its result is damaged"
     return ", ".join(nearest[:SHOWN_CHANGES]) + (f" and {more} more" if more > 0 else "")
 
 

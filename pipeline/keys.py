@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline import fingerprint
+from pipeline.errors import Refused
 from pipeline.hub import Source, resolve
 from pipeline.parent import Parent
-from pipeline.plan import TABLE, Step, upstream
+from pipeline.plan import STEPS, TABLE, Step, upstream
 from pipeline.resolved import digest
 from pipeline.schema import Config
+from pipeline.store import Store
 from stages.settings import Model
 
 TINY = "stages.models.tiny.build"
@@ -123,3 +125,18 @@ def _with_upstream(config: Config) -> set[str]:
         if step.name in wanted:
             wanted.update(upstream(step, config.serve.weights))
     return wanted
+
+
+def check_upstream(plan: Plan, config: Config, store: Store, parent: Parent | None) -> None:
+    """Refuse steps that take what no listed step makes and the store does not hold."""
+    taken = [p for p in plan.steps if p.needed and not p.selected and not p.step.implied]
+    missing = [p.step.name for p in taken if store.find(p.step.name, p.key) is None]
+    if not missing:
+        return
+    names = " and ".join(missing)
+    if parent and not parent.directory.resolve().is_relative_to(store.root.resolve().parent):
+        found = f"{store.root} does not hold the {names} of {parent.directory}"
+        raise Refused("outputs", found, "set outputs=<the folder in which that run was made>")
+    found = f"needs the result of {names}, which has not been made for this configuration"
+    wanted = ",".join(name for name in STEPS if name in {*missing, *config.stages})
+    raise Refused("stages", found, f"add it: 'stages=[{wanted}]'")

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from pipeline import environment, hub, keys, requests, summary
-from pipeline.errors import Interrupted, PipelineError, Refused
+from pipeline.errors import Interrupted, PipelineError
 from pipeline.keys import Plan, Planned
 from pipeline.latest import update_latest
 from pipeline.manifest import Entry
@@ -205,7 +205,7 @@ def execute(
     Raises a `PipelineError` for whatever ended the run; its record says so too.
     """
     plan = keys.make(config, parent)
-    _check_upstream(plan, config)
+    keys.check_upstream(plan, config, _store(config), parent)
     with ExitStack() as stack:
         record = stack.enter_context(
             RunRecord.start(
@@ -234,17 +234,6 @@ def execute(
 
 def _store(config: Config) -> Store:
     return Store(Path(config.outputs) / "store")
-
-
-def _check_upstream(plan: Plan, config: Config) -> None:
-    """Refuse steps that take what no listed step makes and the store does not hold."""
-    for planned in plan.steps:
-        name = planned.step.name
-        may_run = planned.selected or planned.step.implied or not planned.needed
-        if not may_run and not _store(config).find(name, planned.key):
-            wanted = ",".join([name, *config.stages])
-            found = f"needs the result of {name}, which has not been made for this configuration"
-            raise Refused("stages", found, f"add it: 'stages=[{wanted}]'")
 
 
 def _model_record(plan: Plan, config: Config) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import cli
@@ -112,6 +113,61 @@ def test_dry_run_says_why(finished) -> None:
     assert "rows" in done.stdout
     assert "GiB" in done.stdout
     assert sorted(path for path in finished.cwd.rglob("*")) == before
+
+
+def test_dry_run_names_no_change_that_is_none(finished) -> None:
+    """Lists that the manifest holds and tuples of the configuration are the same values."""
+    done = cli.run(finished.cwd, *cli.QUICK, "lora.rank=3", "dry_run=true")
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("train ")]
+    assert line.rstrip().endswith("lora.rank 2 → 3")
+
+
+def test_dry_run_is_refused_as_the_run_is(finished) -> None:
+    """What the run would be refused for, the dry run is: it promises nothing that cannot be."""
+    words = (*cli.QUICK, "lora.rank=7", "stages=[evaluate]")
+    real, dry = cli.run(finished.cwd, *words), cli.run(finished.cwd, *words, "dry_run=true")
+    assert (dry.returncode, dry.stderr) == (real.returncode, real.stderr)
+    assert real.returncode == 1
+    assert "stages=[train,evaluate]" in real.stderr
+
+
+def test_dry_run_lists_only_what_would_happen(finished, tmp_path: Path) -> None:
+    """A server takes an adapter: rows that are gone from the store are not prepared for it."""
+    shutil.copytree(finished.cwd / "outputs", tmp_path / "outputs", symlinks=True)
+    shutil.rmtree(tmp_path / "outputs/store/prepare")
+    done = cli.run(tmp_path, "run=latest", "stages=[serve]", "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()[1:4]] == [
+        ["model", "reuse"], ["train", "reuse"], ["serve", "run"],
+    ]  # fmt: skip
+
+
+def test_dry_run_says_that_a_result_is_damaged(finished, tmp_path: Path) -> None:
+    """An entry whose key is right but whose files are not is named as damaged."""
+    shutil.copytree(finished.cwd / "outputs", tmp_path / "outputs", symlinks=True)
+    (tmp_path / "outputs/runs/default/latest/train/adapters.safetensors").write_bytes(b"")
+    done = cli.run(tmp_path, "run=latest", "dry_run=true")
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("train ")]
+    assert line.rstrip().endswith("its result is damaged")
+
+
+def test_run_of_another_outputs_folder_names_the_key(finished, tmp_path: Path) -> None:
+    """A run= whose results lie in another folder asks for outputs=, not to make them again."""
+    done = cli.run(tmp_path, f"run={finished.directory}", "stages=[evaluate]")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: outputs:")
+    assert len(done.stderr.splitlines()) <= 3
+
+
+def test_rerun_outlives_its_rows(finished, tmp_path: Path) -> None:
+    """Once trained, the run can be evaluated again though the rows' folder was moved away."""
+    outputs = shutil.copytree(finished.cwd / "outputs", tmp_path / "outputs", symlinks=True)
+    path = outputs / finished.directory.relative_to(finished.cwd / "outputs") / "run.json"
+    recorded = json.loads(path.read_text())
+    recorded["config"]["data"]["path"] = "moved-away"
+    path.write_text(json.dumps(recorded))
+    _, record = cli.succeed(tmp_path, f"run={path.parent}", "stages=[evaluate]")
+    assert cli.statuses(record)["evaluate"] == "reused"
 
 
 def test_rerun_starts_from_the_recorded_configuration(finished) -> None:
