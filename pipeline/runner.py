@@ -120,6 +120,8 @@ class Run:
             environment.require_mlx()
         if self.worker is None:
             self.worker = WorkerProcess(self.record.directory / "pipeline.log")
+        # A signal from before there was a worker has not reached it.
+        self.check_stop()
         request = requests.build(planned, self.config, self.handed_over, self._extra(step), out)
         try:
             return self.worker.run(request, self._on_event)

@@ -180,3 +180,19 @@ def test_a_dry_run_writes_nothing(commands, tmp_path):
         "trial 0: lora.rank=2",
         "trial 1: lora.rank=4",
     ]
+
+
+def test_stop_before_the_worker_is_there_reaches_it(commands) -> None:
+    """Ctrl-C while the worker is being started ends the run before a stage has begun."""
+    before = """
+import signal
+import pipeline.runner
+start = pipeline.runner.WorkerProcess
+def stopped(log):
+    os.kill(os.getpid(), signal.SIGINT)
+    return start(log)
+pipeline.runner.WorkerProcess = stopped
+"""
+    (ended,) = commands(["stages=[prepare]"], before=before)
+    assert ended.code == 130
+    assert ended.out == ""
