@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import environment
+from pipeline.durable import reported
 from pipeline.errors import Broken, Interrupted, PipelineError, Refused, Unable
 
 Event = dict[str, Any]
@@ -21,11 +22,12 @@ class WorkerProcess:
     """A running worker. It is killed when this process dies, and inherits no lock."""
 
     def __init__(self, log: Path) -> None:
-        variables = environment.worker_variables()
+        variables = {**environment.worker_variables(), "PYTHONPATH": _import_path()}
         self._log = log
-        with log.open("ab") as stream:
+        with reported(log), log.open("ab") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.worker"],
+                # Without -P, files of the user's in the working directory would be imported.
+                [sys.executable, "-P", "-m", "pipeline.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
@@ -95,6 +97,12 @@ class WorkerProcess:
     def _log_tail(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(lines[-20:])
+
+
+def _import_path() -> str:
+    """Return where this process imports from, for the worker to do the same."""
+    ours = [entry or str(Path.cwd()) for entry in sys.path]
+    return os.pathsep.join([*ours, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _failure(stage: str, event: Event) -> PipelineError:

@@ -94,9 +94,10 @@ def failure(error: BaseException) -> dict[str, Any]:
     if isinstance(error, MemoryError) or "malloc" in str(error):
         mend = "lower train.batch_size or data.max_seq_length"
         error = EnvironmentFailure("memory", f"the stage ran out of memory ({error})", mend)
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        place = str(error.filename or "outputs")
-        error = EnvironmentFailure(place, os.strerror(error.errno), "free space, or set outputs=")
+    elif found := _refused_by_disk(error):
+        place = str(getattr(error, "filename", None) or "outputs")
+        mend = "free some space, or set outputs=<a folder on another disk>"
+        error = EnvironmentFailure(place, found, mend)
     if isinstance(error, StageError):
         kind = "stop" if isinstance(error, StopRequested) else "refused"
         kind = "unable" if isinstance(error, EnvironmentFailure) else kind
@@ -105,6 +106,17 @@ def failure(error: BaseException) -> dict[str, Any]:
     text = "".join(traceback.format_exception(error))
     found = f"{type(error).__name__}: {error}".splitlines()[0]
     return {"event": "failed", "kind": "broken", "found": found, "traceback": text}
+
+
+def _refused_by_disk(error: BaseException) -> str | None:
+    """Return why the disk took no more, where that is what `error` means; else None.
+
+    safetensors and MLX raise errors of their own, that tell it in their text alone.
+    """
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+            return os.strerror(number).lower()
+    return str(error) if str(error).startswith("[write] Unable to write") else None
 
 
 def main() -> None:

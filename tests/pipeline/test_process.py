@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.errors import Broken, Interrupted, Refused, Unable
 from pipeline.process import WorkerProcess
+from pipeline.worker import failure
 
 STAGES = """
 import os, sys, time
@@ -39,6 +40,13 @@ def waits(*, report, out):
     while not report.stop_requested():
         time.sleep(0.01)
     raise StopRequested
+
+def fills(*, report, out):
+    import resource
+    import numpy
+    from safetensors.numpy import save_file
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    save_file({"rows": numpy.zeros(10000)}, out / "rows.safetensors")
 
 def hangs(*, report, out):
     report.log(str(os.getpid()))
@@ -125,6 +133,38 @@ def test_bug_arrives_with_its_traceback(worker: WorkerProcess, tmp_path: Path) -
     assert caught.value.exit_code == 70
     assert "return 1 / 0" in "\n".join(caught.value.lines())
     assert "ZeroDivisionError" in caught.value.found
+
+
+def test_disk_that_takes_no_more_is_no_bug(worker: WorkerProcess, tmp_path: Path) -> None:
+    """What safetensors raises where a file cannot grow is told as such, with exit code 3."""
+    with pytest.raises(Unable) as caught:
+        worker.run(request(tmp_path, "fills"), lambda event: None)
+    assert caught.value.found == "file too large"
+    assert "outputs=" in caught.value.mend
+
+
+def test_mlx_that_cannot_write_is_no_bug() -> None:
+    """MLX names no cause: its words on a full disk are those of 0.32.4."""
+    event = failure(RuntimeError("[write] Unable to write 3145824 bytes to file."))
+    assert event["kind"] == "unable"
+
+
+def test_worker_imports_what_its_parent_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files in the working directory that are named like modules do not take their place."""
+    (tmp_path / "json.py").write_text("raise SystemExit('shadowed')")
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "__init__.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    root = str(Path(__file__).parents[2])
+    monkeypatch.setattr(sys, "path", [root, *(entry for entry in sys.path if entry)])
+    worker = WorkerProcess(tmp_path / "log")
+    with pytest.raises(Broken) as caught:
+        worker.run(request(tmp_path, "absent"), lambda event: None)
+    worker.close()
+    assert "No module named 'made_up'" in caught.value.found
 
 
 def test_worker_serves_after_a_failure(worker: WorkerProcess, tmp_path: Path) -> None:
