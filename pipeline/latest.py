@@ -33,8 +33,8 @@ def label(directory: Path, outputs: Path) -> str:
 def find_run(reference: str, outputs: Path, name: str | None) -> Path:
     """Return the run directory that `reference` means: its path, its label, or `latest`.
 
-    `latest` is the newest run, by its stamp, that succeeded and has an adapter: of `name`, or of
-    all names if that is None. Raises `Refused` where there is none.
+    `latest` is the newest run, by its stamp, that succeeded and has an adapter of its own: of
+    `name`, or of all names if that is None. Raises `Refused` where there is none.
     """
     if reference == LATEST:
         newest = _newest(outputs, name)
@@ -85,6 +85,8 @@ def _newest(outputs: Path, name: str | None) -> Path | None:
         with contextlib.suppress(PipelineError):
             run = read_run(directory)
             train = run["stages"].get("train", {})
-            if run["status"] == "succeeded" and train.get("status") in ("ran", "reused"):
+            # One that only scored or served another's adapter would hide the run that trained it.
+            own = "train" in run["config"].get("stages", ("train",))
+            if run["status"] == "succeeded" and own and train.get("status") in ("ran", "reused"):
                 return directory
     return None

@@ -17,10 +17,15 @@ def finish(
     *,
     fails: bool = False,
     stages: tuple[str, ...] = ("prepare", "train"),
+    selected: tuple[str, ...] = ("prepare", "train"),
 ) -> Path:
     """Leave a run at `outputs/<place>`, as the runner does."""
     directory = outputs / place
-    config = {"name": directory.parent.name, "outputs": str(outputs)}
+    config = {
+        "name": directory.parent.name,
+        "outputs": str(outputs),
+        "stages": list(selected),
+    }
     about: dict[str, Any] = {"command": [], "model": {}, "environment": {}}
     try:
         with RunRecord.start(directory, config=config, **about) as record:
@@ -59,6 +64,14 @@ def test_runs_without_an_adapter_are_never_latest(tmp_path: Path, how: dict[str,
     finish(tmp_path, "runs/a/3", **how)
     assert link(tmp_path) == "1"
     assert find_run("latest", tmp_path, "a") == tmp_path / "runs/a/1"
+
+
+def test_serving_a_run_leaves_it_latest(tmp_path: Path) -> None:
+    """A run that only took another's adapter is not `latest`: its steps could not be trained on."""
+    finish(tmp_path, "runs/a/1", selected=("prepare", "train"))
+    finish(tmp_path, "runs/a/2", selected=("serve",))
+    assert link(tmp_path) == "1"
+    assert find_run("latest", tmp_path, None) == tmp_path / "runs/a/1"
 
 
 def test_trials_are_never_latest(tmp_path: Path) -> None:
