@@ -81,6 +81,7 @@ def execution(dtype: str | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"device": device(), "dtype": compute_dtype(dtype)}
     if sys.platform == "linux" and facts["device"] == "cpu":
         facts["blas_kernel"] = blas_kernel() or platform.machine()
+        facts |= versions(("scipy-openblas32",))
         facts["blas_threads"] = int(worker_variables()["OPENBLAS_NUM_THREADS"])
     return facts
 
@@ -115,8 +116,8 @@ def require_mlx() -> None:
         raise Unable(missing[0], "is not installed, and this stage computes with it", needed)
 
 
-def describe() -> dict[str, Any]:
-    """Return what `run.json` records of this machine and its software."""
+def describe(dtype: str | None) -> dict[str, Any]:
+    """Return what `run.json` records of this machine and its software; `dtype` as configured."""
     libraries = ("mlx", "mlx-lm", "transformers", "tokenizers", "hydra-core", "mlx-lora-pipeline")
     return {
         "python": platform.python_version(),
@@ -124,6 +125,6 @@ def describe() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpus": cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "execution": execution(None),
+        "execution": execution(dtype),
         "versions": versions(libraries),
     }

@@ -215,7 +215,7 @@ def execute(
                 config=asdict(config),
                 command=command,
                 model=_model_record(plan, config),
-                environment=environment.describe(),
+                environment=environment.describe(config.model.dtype),
                 parent=str(parent.directory) if parent else None,
                 study=study,
                 trial=trial,

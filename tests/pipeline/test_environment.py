@@ -75,3 +75,19 @@ def test_missing_mlx_names_the_package_of_the_platform(
         environment.require_mlx()
     assert needed in caught.value.mend
     assert caught.value.exit_code == 3
+
+
+def test_another_openblas_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The release of OpenBLAS decides the bytes of a matrix product, so it is part of the key."""
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(environment, "device", lambda: "cpu")
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")
+    before = environment.execution(None)
+    monkeypatch.setattr(environment, "version", lambda name: "9.9")
+    assert environment.execution(None) == {**before, "scipy-openblas32": "9.9"}
+    assert before["scipy-openblas32"] != "9.9"
+
+
+def test_record_tells_the_type_that_was_computed_in() -> None:
+    """What run.json says of the execution follows model.dtype, as the keys of the stages do."""
+    assert environment.describe("float16")["execution"]["dtype"] == "float16"
