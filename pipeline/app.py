@@ -7,10 +7,13 @@ python -m pipeline -m lora.rank=4,8,16
 from __future__ import annotations
 
 import argparse
+import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -42,14 +45,34 @@ class Checked:
 
 def main() -> None:
     """Run this process's command line and exit with the code that its end deserves."""
+    _settle_streams()
     schema.register()
     try:
         code = _command(_parse(sys.argv[1:]))
     except KeyboardInterrupt:
         code = job.report(Interrupted(2))
+    except BrokenPipeError:
+        code = 0  # The reader (`| head`) has seen enough.
     except Exception as error:
         code = job.report(error)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python would complain when it closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _settle_streams() -> None:
+    """Let a run go on whatever becomes of what shows it: closed, full, or unable to show `→`."""
+    logging.raiseExceptions = False
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (never closed)
+            setattr(sys, name, nowhere)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -119,7 +119,8 @@ def report(error: Exception) -> int:
     if not isinstance(error, PipelineError):
         error = Broken("pipeline", repr(error), traceback.format_exc())
     text = "\n".join(error.lines())
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()
     sys.stderr.write(f"{text}\n")
     # Once a run has begun, conf/config.yaml gives this logger the run's file, and nothing else.
     if (errors := logging.getLogger("pipeline.errors")).handlers:

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cli
@@ -221,3 +225,21 @@ def test_wikisql_trains(tmp_path: Path) -> None:
     metrics = record["metrics"]
     assert metrics["prepare.train.rows"] == 1000
     assert metrics["valid.loss"] < 0.9 * metrics["valid.loss_before"]
+
+
+@pytest.mark.parametrize("words", [(), ("dry_run=true",)])
+@pytest.mark.parametrize(
+    "shown_by", ["exec >&-", "exec > >(exit)", "export PYTHONIOENCODING=ascii"]
+)
+def test_run_goes_on_whatever_shows_it(finished, words: tuple[str, ...], shown_by: str) -> None:
+    """A closed standard output, a reader that has left, a terminal of ASCII: not one complaint."""
+    seed = "seed=1" if words else "seed=0"  # `→` in the reason of the dry run
+    command = shlex.join([sys.executable, "-m", "pipeline", *cli.QUICK, seed, *words])
+    done = subprocess.run(
+        ["bash", "-c", f"{shown_by}; sleep 0.1; {command}"],
+        cwd=finished.cwd,
+        env={**os.environ, "PYTHONPATH": str(cli.ROOT)},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
