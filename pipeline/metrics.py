@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
+
+from pipeline.durable import reported
 
 
 class MetricsFile:
@@ -16,30 +20,38 @@ class MetricsFile:
         self.stage = ""
         self._path = path
         self._rows: list[IO[str]] = []
-        path.unlink(missing_ok=True)
+        with reported(path):
+            path.unlink(missing_ok=True)
 
     def begin(self, stage: str, history: Path) -> None:
         """Start a stage; its rows go to `history` too, which is committed with it."""
         self.stage = stage
-        self._rows = [self._path.open("a", encoding="utf-8"), history.open("w", encoding="utf-8")]
+        with reported(self._path):
+            self._rows = [path.open("a", encoding="utf-8") for path in (self._path, history)]
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one row: stage, step, seconds since 1970, and the values by their flat names."""
-        row = {"stage": self.stage, "step": step, "time": round(time.time(), 3), **values}
+        """Append one row: stage, step, seconds since 1970, and the values by their flat names.
+
+        A number that is not finite is null, as JSON knows none.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        row = {"stage": self.stage, "step": step, "time": round(time.time(), 3), **finite}
         line = json.dumps(row) + "\n"
-        for stream in self._rows:
-            stream.write(line)
-            stream.flush()
+        with reported(self._path, len(line)):
+            for stream in self._rows:
+                stream.write(line)
+                stream.flush()
 
     def end(self) -> None:
         """Close the files of the stage in progress."""
         for stream in self._rows:
-            stream.close()
+            with suppress(OSError):  # of a row that `add` could not write, and said so
+                stream.close()
         self._rows = []
 
     def copy(self, history: Path, stage: str) -> None:
         """Append the rows of a reused stage, so that the run shows what it claims."""
         self.stage = stage
         if history.is_file():
-            with self._path.open("a", encoding="utf-8") as stream:
+            with reported(self._path), self._path.open("a", encoding="utf-8") as stream:
                 stream.write(history.read_text(encoding="utf-8"))
