@@ -18,6 +18,7 @@ LABELS = {
     "tokens_per_second": "{:,.0f} tok/s",
 }
 REFRESH_SECONDS = 0.1
+GAP = "  "
 
 
 class LiveLine:
@@ -60,8 +61,9 @@ class LiveLine:
 
     def _draw(self) -> None:
         if self._line:
-            width = shutil.get_terminal_size().columns - 1
-            self._stream.write("\r\x1b[2K" + self._line[:width])
+            # Room for the ^C that a terminal adds: a line that wraps cannot be erased.
+            width = shutil.get_terminal_size().columns - 3
+            self._stream.write("\r\x1b[2K" + fitted(self._line, width))
             self._stream.flush()
 
 
@@ -73,7 +75,14 @@ def describe(stage: str, done: int, total: int, fields: Mapping[str, float], sec
         parts.append(f"{fields['memory_bytes'] / 2**30:.2f} GiB")
     if 0 < done < total:
         parts.append(f"{duration(seconds / done * (total - done))} left")
-    return "  ".join(parts)
+    return GAP.join(parts)
+
+
+def fitted(line: str, width: int) -> str:
+    """Return the live line without the parts at its end that `width` columns have no room for."""
+    while len(line) > width and GAP in line:
+        line = line.rpartition(GAP)[0].rstrip()
+    return line[:width]
 
 
 def duration(seconds: float) -> str:
@@ -96,8 +105,8 @@ def shown_path(path: Path) -> str:
 
 @contextmanager
 def live_line() -> Iterator[LiveLine | None]:
-    """Give a live line where standard output is a terminal, and log through it; else None."""
-    if not sys.stdout.isatty():
+    """Give a live line where standard output is a terminal that can erase; else None."""
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         yield None
         return
     line = LiveLine(sys.stdout)

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from pipeline.terminal import LiveLine, describe, duration
+from pipeline.terminal import LiveLine, describe, duration, fitted, live_line
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,23 @@ def test_cleared_line_leaves_plain_text() -> None:
     stream.seek(0)
     line.write("done\n")
     assert stream.getvalue() == "done\n"
+
+
+def test_narrow_terminal_loses_whole_parts() -> None:
+    """What does not fit is left out from the end, never cut in the middle of a number."""
+    line = "train     10/40  loss 2.500  1,234 tok/s  1.00 GiB  15 s left"
+    assert fitted(line, 80) == line
+    assert fitted(line, 57) == "train     10/40  loss 2.500  1,234 tok/s  1.00 GiB"
+    assert fitted(line, 20) == "train     10/40"
+    assert fitted(line, 3) == "tra"
+
+
+def test_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that cannot erase a line is given none that would have to be."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]  # all that is asked of it
+    monkeypatch.setattr("sys.stdout", terminal)
+    for name, given in (("dumb", False), ("xterm", True)):
+        monkeypatch.setenv("TERM", name)
+        with live_line() as line:
+            assert (line is not None) == given
