@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 import stages
 from pipeline.errors import Refused
 from pipeline.spelling import closest
-from stages.settings import is_stage_name
 
 
 def locate(name: str, key: str) -> Path:
@@ -17,7 +17,7 @@ def locate(name: str, key: str) -> Path:
 
     Raises `Refused`: only functions at the top level of a module under `stages` can be named.
     """
-    if not is_stage_name(name):
+    if not re.fullmatch(r"stages(\.[A-Za-z_][A-Za-z0-9_]*){2,}", name):
         expected = "name a function under `stages.`, such as stages.train.train"
         raise Refused(key, f"found {name!r}", expected)
     module, _, function = name.rpartition(".")

@@ -7,6 +7,9 @@ StageError               says where, what was found, and what to do
 └── StopRequested        the run was asked to stop; nothing is wrong
 """
 
+from dataclasses import fields
+from typing import Any
+
 
 class StageError(Exception):
     """Say where it went wrong, what was found, and what mends it: one line each, three at most.
@@ -38,3 +41,28 @@ class StopRequested(StageError):
 
     def __init__(self) -> None:
         super().__init__("run", "asked to stop")
+
+
+def require(condition: bool, key: str, found: object, expected: str) -> None:
+    """Raise `SettingError` for `key` unless the condition holds."""
+    if not condition:
+        raise SettingError(key, f"found {found!r}, expected {expected}")
+
+
+def require_counts(settings: Any, group: str, *names: str) -> None:
+    """Require each of the named fields to be 1 or more, or null where it may be."""
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or value >= 1, f"{group}.{name}", value, "at least 1")
+
+
+def require_option(settings: Any, group: str, option: str, used: frozenset[str]) -> None:
+    """Require the fields in `used` and refuse the group's other fields that default to None."""
+    for spec in fields(settings):
+        value = getattr(settings, spec.name)
+        key = f"{group}.{spec.name}"
+        if spec.name in used and value is None:
+            raise SettingError(key, f"found null, but {option} needs it", f"set {key}")
+        if spec.default is None and spec.name not in used and value is not None:
+            mend = f"leave {key} out"
+            raise SettingError(key, f"found {value!r}, but {option} does not use it", mend)

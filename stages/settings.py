@@ -8,31 +8,11 @@ reaches a stage. The string under a field is its documentation.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from stages.errors import SettingError
-
-S = TypeVar("S")
-
-
-def _check(condition: bool, key: str, found: object, expected: str) -> None:
-    if not condition:
-        raise SettingError(key, f"found {found!r}, expected {expected}")
-
-
-def _check_option(settings: Any, group: str, option: str, used: frozenset[str]) -> None:
-    """Require the fields in `used` and refuse the group's other fields that default to None."""
-    for spec in fields(settings):
-        value = getattr(settings, spec.name)
-        key = f"{group}.{spec.name}"
-        if spec.name in used and value is None:
-            raise SettingError(key, f"found null, but {option} needs it", f"set {key}")
-        if spec.default is None and spec.name not in used and value is not None:
-            mend = f"leave {key} out"
-            raise SettingError(key, f"found {value!r}, but {option} does not use it", mend)
+from stages.errors import SettingError, require, require_counts, require_option
 
 
 @dataclass(kw_only=True, slots=True)
@@ -51,10 +31,10 @@ class Model:
     """Weights that share one scale when quantizing (32, 64 or 128); null takes 64."""
 
     def __post_init__(self) -> None:
-        _check(bool(self.path.strip()), "model.path", self.path, "a name or a directory")
+        require(bool(self.path.strip()), "model.path", self.path, "a name or a directory")
         bits = (None, 2, 3, 4, 5, 6, 8)
-        _check(self.quantization in bits, "model.quantization", self.quantization, "2-6 or 8 bits")
-        _check(self.group_size in (None, 32, 64, 128), "model.group_size", self.group_size,
+        require(self.quantization in bits, "model.quantization", self.quantization, "2-6 or 8 bits")
+        require(self.group_size in (None, 32, 64, 128), "model.group_size", self.group_size,
                "32, 64 or 128")  # fmt: skip
         if self.group_size is not None and self.quantization is None:
             raise SettingError("model.group_size", f"found {self.group_size}, but nothing is "
@@ -87,13 +67,13 @@ class Data:
     """Share of the rows held out for testing where no test.jsonl is given."""
 
     def __post_init__(self) -> None:
-        _check(bool(self.path.strip()), "data.path", self.path, "a file, a folder or `samples`")
-        _check(self.max_seq_length >= 2, "data.max_seq_length", self.max_seq_length, "at least 2")
+        require(bool(self.path.strip()), "data.path", self.path, "a file, a folder or `samples`")
+        require(self.max_seq_length >= 2, "data.max_seq_length", self.max_seq_length, "at least 2")
         for name in ("valid_fraction", "test_fraction"):
             value = getattr(self, name)
-            _check(0 <= value < 1, f"data.{name}", value, "0 or more and less than 1")
+            require(0 <= value < 1, f"data.{name}", value, "0 or more and less than 1")
         both = self.valid_fraction + self.test_fraction
-        _check(both < 1, "data.test_fraction", self.test_fraction,
+        require(both < 1, "data.test_fraction", self.test_fraction,
                "less than 1 together with data.valid_fraction")  # fmt: skip
         if self.format == "text" and self.supervise == "assistant":
             raise SettingError("data.supervise", "found 'assistant', but text rows have no turns",
@@ -126,18 +106,16 @@ class Lora:
 
     def __post_init__(self) -> None:
         full = self.type == "full"
-        _check_option(self, "lora", f"lora.type={self.type}", frozenset() if full else _ADAPTER)
+        require_option(self, "lora", f"lora.type={self.type}", frozenset() if full else _ADAPTER)
         if full and self.num_layers is not None:
             raise SettingError("lora.num_layers", f"found {self.num_layers}, but lora.type=full "
                                "does not use it", "leave lora.num_layers out")  # fmt: skip
-        _check(self.rank is None or self.rank >= 1, "lora.rank", self.rank, "at least 1")
-        _check(self.alpha is None or self.alpha > 0, "lora.alpha", self.alpha, "more than 0")
-        _check(self.dropout is None or 0 <= self.dropout < 1, "lora.dropout", self.dropout,
+        require_counts(self, "lora", "rank", "num_layers")
+        require(self.alpha is None or self.alpha > 0, "lora.alpha", self.alpha, "more than 0")
+        require(self.dropout is None or 0 <= self.dropout < 1, "lora.dropout", self.dropout,
                "0 or more and less than 1")  # fmt: skip
-        _check(self.targets is None or len(self.targets) > 0, "lora.targets", self.targets,
+        require(self.targets is None or len(self.targets) > 0, "lora.targets", self.targets,
                "at least one pattern")  # fmt: skip
-        _check(self.num_layers is None or self.num_layers >= 1, "lora.num_layers", self.num_layers,
-               "at least 1, or null for all")  # fmt: skip
 
 
 _OPTIMIZER_FIELDS: dict[str, frozenset[str]] = {
@@ -185,18 +163,18 @@ class Optimizer:
             # Not in YAML: `optimizer.schedule=constant` alone would then have to be refused.
             self.final_fraction = 0.1 if self.final_fraction is None else self.final_fraction
         what = f"optimizer.name={self.name}, optimizer.schedule={self.schedule}"
-        _check_option(self, "optimizer", what, used)
+        require_option(self, "optimizer", what, used)
         self._check_learning_rate()
-        _check(self.max_grad_norm is None or self.max_grad_norm > 0, "optimizer.max_grad_norm",
+        require(self.max_grad_norm is None or self.max_grad_norm > 0, "optimizer.max_grad_norm",
                self.max_grad_norm, "more than 0, or null to never clip")  # fmt: skip
-        _check(self.eps is None or self.eps > 0, "optimizer.eps", self.eps, "more than 0")
-        _check(self.weight_decay is None or self.weight_decay >= 0, "optimizer.weight_decay",
+        require(self.eps is None or self.eps > 0, "optimizer.eps", self.eps, "more than 0")
+        require(self.weight_decay is None or self.weight_decay >= 0, "optimizer.weight_decay",
                self.weight_decay, "0 or more")  # fmt: skip
-        _check(self.betas is None or all(0 <= beta < 1 for beta in self.betas), "optimizer.betas",
+        require(self.betas is None or all(0 <= beta < 1 for beta in self.betas), "optimizer.betas",
                self.betas, "two numbers of 0 or more and less than 1")  # fmt: skip
         for name in ("warmup_fraction", "final_fraction", "momentum"):
             value = getattr(self, name)
-            _check(value is None or 0 <= value < 1, f"optimizer.{name}", value,
+            require(value is None or 0 <= value < 1, f"optimizer.{name}", value,
                    "0 or more and less than 1")  # fmt: skip
         if self.nesterov and not self.momentum:
             raise SettingError("optimizer.nesterov", "found true, but there is no momentum to look "
@@ -209,7 +187,7 @@ class Optimizer:
                 raise SettingError("optimizer.learning_rate", f"found {rate!r}, which is for adam "
                                    f"and adamw, not {self.name}", "set a number")  # fmt: skip
             return
-        _check(0 < rate < math.inf, "optimizer.learning_rate", rate, "a number above 0")
+        require(0 < rate < math.inf, "optimizer.learning_rate", rate, "a number above 0")
         self.learning_rate = float(rate)
 
 
@@ -231,11 +209,8 @@ class Train:
     """Steps between two log lines; changes nothing that is trained."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "grad_accumulation_steps", "validations_per_epoch",
-                     "log_every"):  # fmt: skip
-            value = getattr(self, name)
-            _check(value >= 1, f"train.{name}", value, "at least 1")
-        _check(self.steps is None or self.steps >= 1, "train.steps", self.steps, "at least 1")
+        require_counts(self, "train", "epochs", "steps", "batch_size", "grad_accumulation_steps",
+                      "validations_per_epoch", "log_every")  # fmt: skip
 
 
 @dataclass(kw_only=True, slots=True)
@@ -254,8 +229,8 @@ class Merge:
     """Share of the tuning that must survive the merge, 0 to 1, or the stage fails."""
 
     def __post_init__(self) -> None:
-        _check(self.rows >= 1, "merge.rows", self.rows, "at least 1")
-        _check(0 <= self.min_kept <= 1, "merge.min_kept", self.min_kept, "0 to 1")
+        require_counts(self, "merge", "rows")
+        require(0 <= self.min_kept <= 1, "merge.min_kept", self.min_kept, "0 to 1")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -274,12 +249,8 @@ class Evaluate:
     """Answers shown side by side, base and tuned."""
 
     def __post_init__(self) -> None:
-        _check(self.rows is None or self.rows >= 1, "evaluate.rows", self.rows,
-               "at least 1, or null for all")  # fmt: skip
-        for name in ("batch_size", "max_tokens"):
-            value = getattr(self, name)
-            _check(value >= 1, f"evaluate.{name}", value, "at least 1")
-        _check(self.samples >= 0, "evaluate.samples", self.samples, "0 or more")
+        require_counts(self, "evaluate", "rows", "batch_size", "max_tokens")
+        require(self.samples >= 0, "evaluate.samples", self.samples, "0 or more")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -300,11 +271,9 @@ class Serve:
     """Longest answer a request may ask for, and what it gets if it names none."""
 
     def __post_init__(self) -> None:
-        _check(bool(self.host.strip()), "serve.host", self.host, "an address")
-        _check(0 <= self.port <= 65535, "serve.port", self.port, "0 to 65535")
-        for name in ("batch_size", "max_tokens"):
-            value = getattr(self, name)
-            _check(value >= 1, f"serve.{name}", value, "at least 1")
+        require(bool(self.host.strip()), "serve.host", self.host, "an address")
+        require(0 <= self.port <= 65535, "serve.port", self.port, "0 to 65535")
+        require_counts(self, "serve", "batch_size", "max_tokens")
 
 
 GROUPS: dict[str, type[Any]] = {
@@ -324,8 +293,3 @@ def from_values(group: str, values: Mapping[str, Any]) -> Any:
     """Build the settings of `group` from plain values, as they arrive over JSON (lists: tuples)."""
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return GROUPS[group](**plain)
-
-
-def is_stage_name(name: str) -> bool:
-    """Tell whether `name` has the form of a function under `stages.`."""
-    return re.fullmatch(r"stages(\.[A-Za-z_][A-Za-z0-9_]*){2,}", name) is not None
