@@ -55,13 +55,15 @@ class Run:
         self.handed_over: requests.HandedOver = {}
         self.worker: WorkerProcess | None = None
         self.stop_signal: int | None = None
+        self.ends_at_once = False
 
     def execute(self) -> None:
         """Go through the plan."""
         for planned in self.plan.steps:
             self.check_stop()
             if planned.step.name == "model" and not self.plan.made_model:
-                self.handed_over["model"] = requests.model_directory(self.plan, log.info)
+                with self._ending_at_once():
+                    self.handed_over["model"] = requests.model_directory(self.plan, log.info)
             elif not planned.step.stored:
                 self._serve(planned)
             elif planned.needed or self.store.find(planned.step.name, planned.key):
@@ -140,8 +142,18 @@ class Run:
         dtype = environment.compute_dtype(self.config.model.dtype)
         if self.plan.source.kind == "tiny":
             return {"source": None, "dtype": dtype}
-        source = hub.download(self.plan.model, self.plan.source, log.info)
+        with self._ending_at_once():
+            source = hub.download(self.plan.model, self.plan.source, log.info)
         return {"source": str(source.resolve()), "dtype": dtype}
+
+    @contextmanager
+    def _ending_at_once(self) -> Iterator[None]:
+        """Let a signal end the block where it stands: a download cannot be asked to stop."""
+        self.ends_at_once = True
+        try:
+            yield
+        finally:
+            self.ends_at_once = False
 
     def close(self) -> None:
         """End the worker."""
@@ -169,6 +181,9 @@ class Run:
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """End at the next safe point on the first signal, at once on the second."""
+        if self.ends_at_once:
+            self.stop_signal = number
+            raise Interrupted(number)
         if self.stop_signal is not None:
             if self.worker:
                 self.worker.kill()
