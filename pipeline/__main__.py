@@ -1,5 +1,10 @@
 """`python -m pipeline`."""
 
-from pipeline.app import main
+import sys
+
+try:
+    from pipeline.app import main
+except KeyboardInterrupt:  # in the third of a second that the imports take
+    sys.exit(130)
 
 main()

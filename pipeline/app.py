@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from pipeline import job, schema, sweep
 from pipeline.compose import opened
 from pipeline.configure import configure
-from pipeline.errors import Interrupted, Refused
+from pipeline.errors import Interrupted, Refused, Unable
 from pipeline.job import Session
 from pipeline.overrides import Words, quoted, read
 from pipeline.parent import Parent
@@ -48,6 +48,7 @@ def main() -> None:
     _settle_streams()
     schema.register()
     try:
+        _require_directory()
         code = _command(_parse(sys.argv[1:]))
     except KeyboardInterrupt:
         code = job.report(Interrupted(2))
@@ -61,6 +62,14 @@ def main() -> None:
         # Python would complain when it closes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _require_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        found = "has been deleted or moved while this shell stood in it"
+        raise Unable("working directory", found, "cd to one that exists") from None
 
 
 def _settle_streams() -> None:

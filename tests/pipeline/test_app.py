@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -196,3 +199,45 @@ pipeline.runner.WorkerProcess = stopped
     (ended,) = commands(["stages=[prepare]"], before=before)
     assert ended.code == 130
     assert ended.out == ""
+
+
+def test_download_ends_when_it_is_interrupted(commands, tmp_path: Path) -> None:
+    """Ctrl-C during a download of minutes does not wait for it, and is no failure."""
+    before = """
+import signal, time
+from pipeline import hub
+def slow(model, source, say):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(600)
+hub.download = slow
+"""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    words = ["model=local", f"model.path={model}", "stages=[prepare]"]
+    (ended,) = commands(words, before=before)
+    assert ended.code == 130
+    (record,) = ended.cwd.glob("outputs/runs/*/*/run.json")
+    assert json.loads(record.read_text())["status"] == "interrupted"
+
+
+def test_deleted_working_directory_is_no_bug(commands) -> None:
+    """Where the shell stands in a directory that is gone, two lines say so, exit code 3."""
+    (ended,) = commands([], before="os.chdir = lambda cwd, go=os.chdir: (go(cwd), os.rmdir(cwd))")
+    assert ended.code == 3
+    assert "Traceback" not in ended.err
+    assert len(ended.err.splitlines()) == 2
+
+
+def test_stop_during_the_imports_is_quiet(tmp_path: Path) -> None:
+    """Ctrl-C before the command line was even read ends with its code, not with a traceback."""
+    (tmp_path / "hydra.py").write_text("raise KeyboardInterrupt")
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, b"")
