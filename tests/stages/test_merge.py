@@ -1,7 +1,7 @@
 """merge: a directory others open, and a proof that cannot be fooled."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from stages.artifacts import Adapter, BaseModel, Merged, Prepared
 from stages.data.rows import open_rows, write_rows
 from stages.errors import SettingError, StopRequested
 from stages.lora.bank import attach
-from stages.lora.files import load_adapter, save_adapter
+from stages.lora.files import load_adapter, save_adapter, save_weights
 from stages.lora.layers import AdapterShape
 from stages.lora.merge import unmerge_weights
 from stages.lora.targets import find_targets
@@ -336,6 +336,56 @@ def test_min_kept_of_zero_accepts_what_is_lost(
     assert merged.metrics["merge.kept_fraction"] < 0.5
     assert merged.metrics["merge.kl_to_adapter"] > 0
     assert "% of the tuning" in listener.lines[0]
+
+
+def make_dora(base: Path, out: Path) -> Adapter:
+    """Write a DoRA adapter of which matrices and norms differ from their start."""
+    module = load_model(BaseModel(directory=base, dtype="float32"))
+    targets = find_targets(module, ["*"], None)
+    shape = AdapterShape(RANK, SCALE, dora=True)
+    bank = attach(module, targets, [shape])
+    draw = np.random.default_rng(3)
+    adapter = {
+        path: {
+            "lora_a": mx.array(draw.normal(0, 0.06, weights["lora_a"].shape).astype(np.float32)),
+            "lora_b": mx.array(draw.normal(0, LARGE, weights["lora_b"].shape).astype(np.float32)),
+            "m": weights["m"]
+            * mx.array(draw.normal(1, 0.1, weights["m"].shape).astype(np.float32)),
+        }
+        for path, weights in bank.split(bank.parameters())[0].items()
+    }
+    out.mkdir()
+    save_adapter(out, adapter, shape, targets, {})
+    return Adapter(directory=out)
+
+
+def make_full(base: Path, out: Path) -> Adapter:
+    """Write all weights of the base, each a little off."""
+    draw = np.random.default_rng(3)
+    weights = {
+        name: value + mx.array(draw.normal(0, 0.02, value.shape).astype(np.float32))
+        for name, value in sorted(mx.load(str(base / "model.safetensors")).items())
+    }
+    out.mkdir()
+    save_weights(out, weights, {"type": "full"})
+    return Adapter(directory=out)
+
+
+@pytest.mark.parametrize("make", [make_dora, make_full])
+def test_dora_and_trained_weights_are_merged(
+    base: Path, prepared: Prepared, tmp_path: Path, make: Callable[[Path, Path], Adapter]
+) -> None:
+    """transformers computes from the merged directory what mlx-lm does from base and adapter."""
+    adapter = make(base, tmp_path / "adapter")
+    merged, _ = run(base, adapter, prepared, tmp_path / "out")
+    assert merged.metrics["merge.kept_fraction"] > 0.9999
+    assert merged.metrics["merge.adapter_kl_to_base"] > 0.01
+    np.testing.assert_allclose(
+        torch_logits(merged.directory, TOKENS),
+        expected_logits(base, adapter, TOKENS),
+        rtol=0,
+        atol=1e-4,
+    )
 
 
 def test_unmerging_the_directory_gives_the_base_back(

@@ -117,6 +117,8 @@ def test_half_precision_weights_are_trained_in_float32(
     model.set_dtype(mx.bfloat16)
     before = dict(tree_flatten(model.parameters()))
     tuning = all_weights(model)
+    masters = {value.dtype for layer in tuning.parameters().values() for value in layer.values()}
+    assert masters == {mx.float32}
     rows = make_rows([12] * 8)
     # 2^-8 is half a step of bfloat16 at 1; ten steps of 1e-3 are two and a half of them.
     optimizer = adamw(learning_rate=1e-3, schedule="constant", warmup_fraction=0.0,
