@@ -99,10 +99,14 @@ def test_a_failed_insert_is_that_request_s_own(server, faults) -> None:
     """500 for one request; the stream beside it says what it always says."""
     expected = server.ask(max_tokens=40)["choices"][0]["message"]["content"]
     with httpx.Client(timeout=60) as client:
-        stream = open_stream(server, client, max_tokens=40)
+        lines = open_stream(server, client, max_tokens=40).iter_lines()
+        begun: list[str] = []
+        # Its own insert is over once it has said something.
+        while not said("\n\n".join(begun)):
+            begun.append(next(lines))
         faults["insert"] = RuntimeError("secret inside")
         failed = server.post(model="base", messages=HELLO)
-        text = stream.read().decode()
+        text = "\n\n".join([*begun, *lines])
     assert failed.status_code == 500
     assert failed.json()["error"]["type"] == "server_error"
     assert "secret" not in failed.text
