@@ -154,7 +154,7 @@ def _dry_run(checked: Checked) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     planned = checked.planned
     if checked.searched:
-        sys.stdout.write(f"{sweep.announcement(checked.searched, planned[0][1])}; the first:\n\n")
+        sys.stdout.write(f"{sweep.announcement(checked.searched, planned[0][1])}; one of them:\n\n")
         planned = planned[:1]
     for number, (words, config, parent) in enumerate(planned):
         if len(planned) > 1:

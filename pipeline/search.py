@@ -13,6 +13,7 @@ from pathlib import Path
 
 import optuna
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
@@ -21,7 +22,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from pipeline import job, study, sweep
-from pipeline.errors import Refused
+from pipeline.errors import Interrupted, Refused, Unable
 from pipeline.locks import hold
 from pipeline.overrides import Words, read
 from pipeline.record import LOCK, NAME, read_run
@@ -43,15 +44,20 @@ def run(
     config = configs[0]
     path = sweep.study_path(config.outputs, config.name)
     lacking = study.begin(configs, words)
-    made = (config.sweeper.trials or 0) - lacking
-    before = f", {made} of them made before" if made else ""
+    done = (config.sweeper.trials or 0) - lacking
+    before = f", {done} made before" if done else ""
     sys.stdout.write(f"{sweep.announcement(words, config)}{before}\n")
     code = 0
     if lacking > 0:
         Plugins.instance().register(StudySweeper)
-        code = launch()
-    trials = study.trials(study.load(path))
-    sweep.show(trials, config.objective, study=path, sweep=session.directory)
+        try:
+            code = launch()
+        except KeyboardInterrupt:
+            code = job.report(Interrupted(2))
+    with study.locked(path):
+        made = study.load(path)
+        study.abandon(made)
+    sweep.show(study.trials(made), config.objective, study=path, sweep=session.directory)
     return code
 
 
@@ -94,21 +100,32 @@ class StudySweeper(Sweeper):
     def _ask(self) -> optuna.Trial | None:
         with study.locked(self.path):
             study.abandon(self.study)
-            if study.counted(self.study) >= self.trials:
+            taken = study.turns(self.study)
+            if len(taken) >= self.trials:
                 return None
-            self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
-            trial = self.study.ask(study.searched(self.study))
+            turn = min({*range(len(taken) + 1)} - taken)
+            try:
+                self.study.sampler = self._sampler(turn)
+                trial = self.study.ask(study.searched(self.study))
+            except ImportError as error:
+                raise Unable("sampler", str(error), f"pip install {error.name}") from None
+            trial.set_user_attr(study.TURN, turn)
             trial.set_user_attr(study.SESSION, str(self.directory / LOCK))
             return trial
 
-    def _sampler(self, number: int) -> BaseSampler:
-        """Build the sampler of one trial, whose seed is its own: a continued search repeats none.
+    def _sampler(self, turn: int) -> BaseSampler:
+        """Build the sampler of one turn.
 
-        So a search that was continued equals one that was never stopped.
+        A seed for each makes a search that was interrupted or continued equal one that was not.
         """
-        seed = int(digest([self.sampler.seed, number])[:8], 16)
-        sampler = instantiate(self.sampler, seed=seed, _execution_whitelist_=SAMPLERS)
-        assert isinstance(sampler, BaseSampler)
+        seed = int(digest([self.sampler.seed, turn])[:8], 16)
+        try:
+            sampler = instantiate(self.sampler, seed=seed, _execution_whitelist_=SAMPLERS)
+        except HydraException as error:
+            raise Refused("hydra.sweeper.sampler", str(error).splitlines()[0]) from None
+        if not isinstance(sampler, BaseSampler):
+            mend = "sweeper=grid tries every combination"
+            raise Refused("hydra/sweeper/sampler", "cannot suggest one trial at a time", mend)
         return sampler
 
     def _run(self, trial: optuna.Trial, fixed: list[str]) -> None:

@@ -33,6 +33,8 @@ from pipeline.sweep import Trial, study_path
 
 SESSION = "session"
 """Attribute of a trial: the lock that its session holds as long as it lives."""
+TURN = "turn"
+"""Attribute of a trial: its place in the search; an interrupted trial leaves its own to another."""
 FAILED = "failed"
 """Attribute of a trial that came to an end of its own; without it a failed one was interrupted."""
 COMMAND = "command"
@@ -46,12 +48,9 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 def distributions(words: Words) -> dict[str, BaseDistribution]:
     """Return what is searched: the keys of `words` with several values or a range.
 
-    Raises `Refused` where there are none, or a range cannot be searched.
+    Raises `Refused` where a range cannot be searched.
     """
     found = {w.key_or_group: _distribution(w) for w in words.overrides if w.is_sweep_override()}
-    if not found:
-        mend = "give a key several values or a range, such as lora.rank=4,8,16"
-        raise Refused("sweeper", "found nothing to search", mend)
     # The order of the words must not decide what is suggested.
     return dict(sorted(found.items()))
 
@@ -62,7 +61,7 @@ def _distribution(word: Override) -> BaseDistribution:
     try:
         distribution = create_optuna_distribution_from_override(word)
     except ValueError as error:
-        raise Refused(word.key_or_group, str(error).strip()) from None
+        raise Refused(word.key_or_group, str(error).replace("`", "").rstrip(".")) from None
     assert isinstance(distribution, BaseDistribution)
     return distribution
 
@@ -82,13 +81,17 @@ def load(path: Path) -> optuna.Study:
     try:
         return optuna.create_study(
             study_name=path.stem,
-            storage=JournalStorage(JournalFileBackend(str(path))),
+            storage=_storage(path),
             direction="minimize",
             load_if_exists=True,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         mend = "rename it: the same command asks for the same trials, and reuses their results"
         raise Refused(str(path), f"not a study that can be read ({error})", mend) from None
+
+
+def _storage(path: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(path)))
 
 
 def begin(configs: Sequence[Config], words: Words) -> int:
@@ -110,13 +113,12 @@ def begin(configs: Sequence[Config], words: Words) -> int:
             if any(t.state is not TrialState.FAIL for t in study.get_trials(deepcopy=False)):
                 mend = f"give this search a name of its own: name={config.name}-2"
                 raise Refused(str(path), f"holds another search: {_changes(found, asked)}", mend)
-            optuna.delete_study(
-                study_name=path.stem, storage=JournalStorage(JournalFileBackend(str(path)))
-            )
-            study = load(path)
+            if found:
+                optuna.delete_study(study_name=path.stem, storage=_storage(path))
+                study = load(path)
             for name, value in asked.items():
                 study.set_user_attr(name, value)
-        return config.sweeper.trials - counted(study)
+        return config.sweeper.trials - len(turns(study))
 
 
 def searched(study: optuna.Study) -> dict[str, BaseDistribution]:
@@ -146,9 +148,10 @@ def abandon(study: optuna.Study) -> None:
             study.tell(trial.number, state=TrialState.FAIL)
 
 
-def counted(study: optuna.Study) -> int:
-    """Return how many trials have ended or are at work; those interrupted do not count."""
-    return sum(_status(trial) != "interrupted" for trial in study.get_trials(deepcopy=False))
+def turns(study: optuna.Study) -> set[int]:
+    """Return the turns that are taken: by all trials but the interrupted ones."""
+    made = study.get_trials(deepcopy=False)
+    return {trial.user_attrs[TURN] for trial in made if _status(trial) != "interrupted"}
 
 
 def _status(trial: FrozenTrial) -> str:

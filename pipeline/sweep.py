@@ -9,15 +9,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from pipeline.compose import Composed, Composer
 from pipeline.errors import Refused
 from pipeline.overrides import Words, read
-from pipeline.schema import Config
+from pipeline.schema import KEYS, Config
 from pipeline.terminal import shown_path
 
 STOPPED = frozenset({130, 143})
@@ -70,7 +71,8 @@ def check(words: Words, composed: Composed, *, sweeping: bool) -> None:
             raise Refused(word.key_or_group, "says how to run several trials", mend)
     trials = composed.config.sweeper.trials
     if searches(composed) and trials is None:
-        raise Refused("sweeper.trials", "found null, but a search must end", "sweeper.trials=20")
+        found = "found null, but a search has an end"
+        raise Refused("sweeper.trials", found, "set sweeper.trials=20")
     if not searches(composed) and trials is not None:
         mend = "leave it out, or search: sweeper=tpe or sweeper=random"
         raise Refused("sweeper.trials", "a grid tries every combination and does not use it", mend)
@@ -79,17 +81,24 @@ def check(words: Words, composed: Composed, *, sweeping: bool) -> None:
 def space(words: Words, composed: Composed, composer: Composer) -> Words:
     """Return the words with what the sweeper itself sweeps over, as far as it is not given.
 
-    What a search would try by itself is left out where the chosen options do not use it (null).
+    What a search would try by itself is left out where it is null, or the key is (not used).
+    Raises `Refused` for a search in nothing.
     """
-    unused = {
-        key
-        for key in composed.params
-        if searches(composed) and OmegaConf.select(composed.config, key) is None
-    } - OmegaConf.missing_keys(composed.config)
-    own = [f"{key}={value}" for key, value in composed.params.items() if key not in unused]
+    own = [
+        f"{key}={value}"
+        for key, value in composed.params.items()
+        if not searches(composed) or (value is not None and _is_used(key, composed.config))
+    ]
     swept = read(own, composer.loader, sweeping=True)
     last = {word.key_or_group: word for word in (*swept.overrides, *words.overrides)}
+    if searches(composed) and not any(word.is_sweep_override() for word in last.values()):
+        mend = "give a key several values or a range, such as lora.rank=4,8,16"
+        raise Refused("sweeper", "found nothing to search", mend)
     return words.replaced(last.values())
+
+
+def _is_used(key: str, config: DictConfig) -> bool:
+    return OmegaConf.select(config, key) is not None or key in OmegaConf.missing_keys(config)
 
 
 def combinations(words: Words, composed: Composed) -> Iterator[Words]:
@@ -111,12 +120,21 @@ def _alternatives(word: Override, *, searches: bool) -> list[Override]:
         if not searches:
             mend = f"list values: {key}={value.start},{value.end}; or search: sweeper=tpe"
             raise Refused(key, "found an interval, but the grid sweeper takes values", mend)
+        if isinstance(value.start, float) and _is_whole(key):
+            text = str(word.input_line).partition("=")[2]
+            mend = f"write '{key}=int({text})'"
+            raise Refused(key, "found a range of fractions, expected whole numbers", mend)
         values = [str(value.start), str(value.end)]
     else:
         values = list(word.sweep_string_iterator())
     if not values:
         raise Refused(key, "found no value to sweep over")
     return OverridesParser.create().parse_overrides([f"{key}={each}" for each in values])
+
+
+def _is_whole(key: str) -> bool:
+    kinds = (KEYS.get(key), *get_args(KEYS.get(key)))
+    return int in kinds and float not in kinds
 
 
 def announcement(words: Words, config: Config) -> str:
