@@ -45,7 +45,8 @@ class Interrupted(PipelineError):
     """Report that the run was stopped on request."""
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__("run", "interrupted", "the same command continues with what is finished")
+        mend = "finished stages are kept; the same command starts the unfinished one again"
+        super().__init__("run", "interrupted", mend)
         self.exit_code = 128 + signal_number
 
     def lines(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pipeline.terminal import duration
 COMPARED = 50
 """How many earlier results of a stage are searched for the one most like this."""
 SHOWN_CHANGES = 3
+CHANGED = " changed"
 
 
 def explain(config: Config, *, parent: Parent | None = None) -> None:
@@ -70,7 +72,7 @@ def _why(planned: Planned, store: Store) -> str:
     nearest: list[str] | None = None
     for entry in islice(store.newest(planned.step.name), COMPARED):
         found = changes(flat(entry.ingredients), now)
-        if nearest is None or len(found) < len(nearest):
+        if nearest is None or _distance(found) < _distance(nearest):
             nearest = found
     if nearest is None:
         return "never made"
@@ -78,6 +80,11 @@ def _why(planned: Planned, store: Store) -> str:
     if not nearest:
         return "its result is damaged"
     return ", ".join(nearest[:SHOWN_CHANGES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _distance(found: list[str]) -> tuple[int, int]:
+    """Rank earlier results: first those made from the same rows, base and code as this."""
+    return sum(line.endswith(CHANGED) for line in found), len(found)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -88,7 +95,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if old == new:
             continue
         opaque = any(isinstance(v, str) and len(v) == 64 for v in (old, new))
-        found.append(f"{name} changed" if opaque else f"{name} {old} → {new}")
+        found.append(f"{name}{CHANGED}" if opaque else f"{name} {old} → {new}")
     return found
 
 
@@ -118,20 +125,33 @@ def _line_count(path: Path) -> int:
 def _forecast(
     config: Config, store: Store, steps: tuple[Planned, ...], prepared: Entry | None
 ) -> list[str]:
-    """Forecast from the newest training of the same base on this kind of machine, if any."""
+    """Forecast from the most similar training of the same base on this kind of machine, if any."""
     model_key = next(p.key for p in steps if p.step.name == "model")
     execution = environment.execution(config.model.dtype)
-    alike = (
+    alike = [
         entry
         for entry in islice(store.newest("train"), COMPARED)
         if entry.ingredients["upstream"].get("model") == model_key
         and entry.ingredients["execution"] == execution
-    )
-    like = next(alike, None)
-    if like is None:
+    ]
+    if not alike:
         return ["forecast  none yet: this base was never trained here; train.steps=10 measures it"]
-    memory = like.peak_memory_bytes or 0
-    lines = [f"memory    about {memory / 2**30:.2f} GiB, as the last training of this base"]
+    wanted = {"lora": asdict(config.lora), "train": asdict(config.train)}
+    rows_key = prepared.key if prepared else None
+
+    def likeness(entry: Entry) -> tuple[bool, ...]:
+        settings = entry.ingredients["settings"]
+        compared = (("train", "batch_size"), ("lora", "type"), ("lora", "rank"))
+        same = [settings[group][name] == wanted[group][name] for group, name in compared]
+        return (*same, entry.ingredients["upstream"].get("prepare") == rows_key)
+
+    like = max(alike, key=likeness)
+    memory, made = like.peak_memory_bytes or 0, like.ingredients["settings"]
+    at = f"train.batch_size={made['train']['batch_size']}, lora.type={made['lora']['type']}"
+    if not likeness(like)[0]:
+        return [f"forecast  none for train.batch_size={config.train.batch_size}; "
+                f"{memory / 2**30:.2f} GiB was measured at {at}"]  # fmt: skip
+    lines = [f"memory    about {memory / 2**30:.2f} GiB, measured at {at}"]
     if prepared:
         tokens = prepared.metrics["prepare.train.tokens"] * config.train.epochs
         if config.train.steps:

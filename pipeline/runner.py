@@ -55,6 +55,7 @@ class Run:
         self.handed_over: requests.HandedOver = {}
         self.worker: WorkerProcess | None = None
         self.stop_signal: int | None = None
+        self.serving = False
         self.ends_at_once = False
 
     def execute(self) -> None:
@@ -110,8 +111,10 @@ class Run:
         )
 
     def _serve(self, planned: Planned) -> None:
+        self.serving = True
         with tempfile.TemporaryDirectory() as out:
             self._work(planned, Path(out))
+        log.info("server stopped")
         # Being stopped is how a server ends.
         self.stop_signal = None
         self.record.stage(planned.step.name, planned.key, "ran", None)
@@ -190,7 +193,8 @@ class Run:
             return
         self.stop_signal = number
         if self.worker:
-            log.info("stopping at the next safe point; once more stops at once")
+            what = "answers in progress may end" if self.serving else "the stage is left unfinished"
+            log.info("stopping: %s; once more stops at once", what)
             self.worker.request_stop()
             signal.signal(signal.SIGALRM, self.on_signal)
             signal.alarm(GRACE_SECONDS)
@@ -245,7 +249,7 @@ def execute(
             run.check_stop()
             raise
     update_latest(directory)
-    summary.show(record)
+    summary.show(record, figures=config.stages != ("serve",))
     return Outcome(directory=directory, status="succeeded", metrics=record.metrics)
 
 

@@ -21,14 +21,14 @@ log = logging.getLogger("pipeline")
 
 SHOWN = (
     ("train.loss", "training loss, last epoch", "{:.4f}"),
-    ("valid.loss_before", "validation loss before", "{:.4f}"),
-    ("valid.loss", "validation loss of the kept adapter", "{:.4f}"),
+    ("valid.loss_before", "validation loss before, all rows", "{:.4f}"),
+    ("valid.loss", "validation loss of the kept adapter, all rows", "{:.4f}"),
     ("train.steps", "steps", "{:,.0f}"),
     ("train.best_step", "step of the kept adapter", "{:,.0f}"),
     ("train.trainable_parameters", "trained parameters", "{:,.0f}"),
     ("train.supervised_tokens", "supervised tokens", "{:,.0f}"),
     ("train.tokens_per_second", "tokens per second", "{:,.0f}"),
-    ("train.padding_fraction", "padding computed", "{:.1%}"),
+    ("train.padding_fraction", "share of padding in what is computed", "{:.1%}"),
 )
 
 COMPARED = {
@@ -43,7 +43,7 @@ COMPARED = {
 def stage_line(entry: Entry, reused: bool) -> str:
     """Return the one line of a finished stage: what happened, its key, and what it cost."""
     cost = duration(entry.seconds)
-    what = f"made {age(entry.created)} in {cost}" if reused else f"in {cost}"
+    what = f"made {age(entry.created)}, took {cost}" if reused else f"in {cost}"
     return f"{entry.stage:<9} {'reused' if reused else 'ran':<7} {entry.key[:8]}  {what}"
 
 
@@ -60,9 +60,9 @@ def age(created: str) -> str:
     return f"{int(seconds)} seconds ago"
 
 
-def show(record: RunRecord) -> None:
+def show(record: RunRecord, *, figures: bool = True) -> None:
     """Log the figures of training, base versus tuned, and as the last line where the run lies."""
-    metrics, peak = record.metrics, record.peak_memory_bytes
+    metrics, peak = (record.metrics if figures else {}), record.peak_memory_bytes
     rows = [(text, form.format(metrics[name])) for name, text, form in SHOWN if name in metrics]
     if peak and "train.loss" in metrics:
         rows.append(("peak memory", f"{peak / 2**30:.2f} GiB"))
@@ -75,7 +75,7 @@ def show(record: RunRecord) -> None:
         log.info("\n%s", render(table))
     if compared := comparison(metrics):
         table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-        table.add_column("held-out rows")
+        table.add_column("held-out rows scored")
         for column in ("base", "tuned", "difference"):
             table.add_column(column, justify="right")
         for line in compared:

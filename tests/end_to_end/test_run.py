@@ -58,7 +58,7 @@ def test_second_run_reuses_everything(finished) -> None:
     lines = [line for line in done.stdout.splitlines() if " reused " in line]
     stages = ["model", "prepare", "train", "merge", "baseline", "evaluate"]
     assert [line.split()[0] for line in lines] == stages
-    assert all(" ago in " in line or "just now in " in line for line in lines)
+    assert all(" ago, took " in line or "just now, took " in line for line in lines)
     again = cli.record(finished.cwd / done.stdout.rstrip().splitlines()[-1].removeprefix("run: "))
     assert set(cli.statuses(again).values()) == {"reused"}
     assert again["metrics"] == finished.record["metrics"]
