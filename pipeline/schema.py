@@ -14,6 +14,8 @@ from pipeline.spelling import closest
 from stages.errors import SettingError
 from stages.settings import Data, Evaluate, Lora, Merge, Model, Optimizer, Serve, Train
 
+_MORE_IS_BETTER = frozenset({"exact_match", "json_valid", "stop_rate"})
+
 
 @dataclass(kw_only=True, slots=True)
 class Sweeper:
@@ -71,11 +73,14 @@ class Config:
             raise SettingError("seed", f"found {self.seed}, expected 0 or more and below 2**32")
         if not self.outputs.strip():
             raise SettingError("outputs", "found nothing, expected a directory")
+        mend = "such as valid.loss"
         if "valid" not in self.objective.split("."):
             # Choosing by the test rows would make them validation rows.
-            mend = "such as valid.loss"
             raise SettingError("objective", f"found {self.objective!r}, expected a metric of the "
                                "validation rows", mend)  # fmt: skip
+        if self.objective.rpartition(".")[2] in _MORE_IS_BETTER:
+            raise SettingError("objective", f"found {self.objective!r}, of which more is better, "
+                               "but a sweep looks for the lowest", mend)  # fmt: skip
         if self.lora.type == "full" and self.model.quantization is not None:
             raise SettingError("model.quantization", f"found {self.model.quantization}, but "
                                "lora.type=full trains the weights themselves",
