@@ -60,13 +60,24 @@ def choose_kernel(cpuinfo: str) -> str | None:
     return "Haswell" if {"avx2", "fma"} <= found else None
 
 
-def worker_variables() -> dict[str, str]:
+def blas_threads(model_path: str | None) -> int:
+    """Return the threads of OpenBLAS for a model, the user's own choice first.
+
+    The matrices of `tiny` are too small to share: a second thread waits, and slows the first down
+    to a third wherever another process is at work.
+    """
+    if chosen := os.environ.get("OPENBLAS_NUM_THREADS"):
+        return int(chosen)
+    return 1 if model_path == "tiny" else cpu_count()
+
+
+def worker_variables(model_path: str | None = None) -> dict[str, str]:
     """Return the environment variables that must be set before the worker's Python starts."""
     if sys.platform != "linux":
         return {}
     kernel = blas_kernel()
     return {
-        "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", str(cpu_count())),
+        "OPENBLAS_NUM_THREADS": str(blas_threads(model_path)),
         # Large arrays come and go each step: keep them in the heap instead of mapping anew.
         "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
@@ -76,13 +87,13 @@ def worker_variables() -> dict[str, str]:
     }
 
 
-def execution(dtype: str | None) -> dict[str, Any]:
+def execution(dtype: str | None, model_path: str | None = None) -> dict[str, Any]:
     """Return what of the machine decides the bytes of a result: part of a stage's key."""
     facts: dict[str, Any] = {"device": device(), "dtype": compute_dtype(dtype)}
     if sys.platform == "linux" and facts["device"] == "cpu":
         facts["blas_kernel"] = blas_kernel() or platform.machine()
         facts |= versions(("scipy-openblas32",))
-        facts["blas_threads"] = int(worker_variables()["OPENBLAS_NUM_THREADS"])
+        facts["blas_threads"] = blas_threads(model_path)
     return facts
 
 
@@ -116,8 +127,8 @@ def require_mlx() -> None:
         raise Unable(missing[0], "is not installed, and this stage computes with it", needed)
 
 
-def describe(dtype: str | None) -> dict[str, Any]:
-    """Return what `run.json` records of this machine and its software; `dtype` as configured."""
+def describe(dtype: str | None, model_path: str | None = None) -> dict[str, Any]:
+    """Return what `run.json` records of this machine and its software; arguments as configured."""
     libraries = ("mlx", "mlx-lm", "transformers", "tokenizers", "hydra-core", "mlx-lora-pipeline")
     return {
         "python": platform.python_version(),
@@ -125,6 +136,6 @@ def describe(dtype: str | None) -> dict[str, Any]:
         "machine": platform.machine(),
         "cpus": cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "execution": execution(dtype),
+        "execution": execution(dtype, model_path),
         "versions": versions(libraries),
     }

@@ -127,7 +127,7 @@ def _forecast(
 ) -> list[str]:
     """Forecast from the most similar training of the same base on this kind of machine, if any."""
     model_key = next(p.key for p in steps if p.step.name == "model")
-    execution = environment.execution(config.model.dtype)
+    execution = environment.execution(config.model.dtype, config.model.path)
     alike = [
         entry
         for entry in islice(store.newest("train"), COMPARED)

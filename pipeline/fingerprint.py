@@ -42,7 +42,7 @@ def ingredients(
         "libraries": environment.versions(step.libraries),
     }
     if step.tensors:
-        made_of["execution"] = environment.execution(config.model.dtype)
+        made_of["execution"] = environment.execution(config.model.dtype, config.model.path)
     return made_of
 
 

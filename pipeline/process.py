@@ -21,8 +21,8 @@ Event = dict[str, Any]
 class WorkerProcess:
     """A running worker. It is killed when this process dies, and inherits no lock."""
 
-    def __init__(self, log: Path) -> None:
-        variables = {**environment.worker_variables(), "PYTHONPATH": _import_path()}
+    def __init__(self, log: Path, model_path: str | None = None) -> None:
+        variables = {**environment.worker_variables(model_path), "PYTHONPATH": _import_path()}
         self._log = log
         with reported(log), log.open("ab") as stream:
             self._process = subprocess.Popen(

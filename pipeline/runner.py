@@ -124,7 +124,9 @@ class Run:
         if step.tensors:
             environment.require_mlx()
         if self.worker is None:
-            self.worker = WorkerProcess(self.record.directory / "pipeline.log")
+            self.worker = WorkerProcess(
+                self.record.directory / "pipeline.log", self.config.model.path
+            )
         # A signal from before there was a worker has not reached it.
         self.check_stop()
         request = requests.build(planned, self.config, self.handed_over, self._extra(step), out)
@@ -234,7 +236,7 @@ def execute(
                 config=asdict(config),
                 command=command,
                 model=_model_record(plan, config),
-                environment=environment.describe(config.model.dtype),
+                environment=environment.describe(config.model.dtype, config.model.path),
                 parent=str(parent.directory) if parent else None,
                 study=study,
                 trial=trial,

@@ -5,5 +5,5 @@ import os
 from pipeline.environment import worker_variables
 from stages.models.blas import preload
 
-os.environ.update(worker_variables())
+os.environ.update(worker_variables("tiny"))
 preload()

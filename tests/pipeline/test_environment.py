@@ -91,3 +91,12 @@ def test_another_openblas_is_another_machine(monkeypatch: pytest.MonkeyPatch) ->
 def test_record_tells_the_type_that_was_computed_in() -> None:
     """What run.json says of the execution follows model.dtype, as the keys of the stages do."""
     assert environment.describe("float16")["execution"]["dtype"] == "float16"
+
+
+def test_the_embedded_model_takes_one_thread_and_others_take_all(monkeypatch) -> None:
+    """One thread for `tiny`, every CPU for the rest, and what the user set for both."""
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setattr(environment, "cpu_count", lambda: 6)
+    assert (environment.blas_threads("tiny"), environment.blas_threads("Qwen/Qwen3-0.6B")) == (1, 6)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")
+    assert (environment.blas_threads("tiny"), environment.blas_threads(None)) == (4, 4)
