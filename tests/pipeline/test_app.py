@@ -191,9 +191,9 @@ def test_stop_before_the_worker_is_there_reaches_it(commands) -> None:
 import signal
 import pipeline.runner
 start = pipeline.runner.WorkerProcess
-def stopped(log):
+def stopped(log, model_path):
     os.kill(os.getpid(), signal.SIGINT)
-    return start(log)
+    return start(log, model_path)
 pipeline.runner.WorkerProcess = stopped
 """
     (ended,) = commands(["stages=[prepare]"], before=before)
