@@ -45,6 +45,11 @@ class Source:
     """What identifies the files without the weights: tokenizer, template, configs."""
 
 
+def is_made(kind: str, quantization: int | None) -> bool:
+    """Tell whether a base is made in the store (built, quantized), or used where it lies."""
+    return kind == "tiny" or quantization is not None
+
+
 def resolve(model: Model) -> Source:
     """Find out which model is meant, without downloading it.
 

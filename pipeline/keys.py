@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline import fingerprint
 from pipeline.errors import Refused
-from pipeline.hub import Source, resolve
+from pipeline.hub import Source, is_made, resolve
 from pipeline.parent import Parent
 from pipeline.plan import STEPS, TABLE, Step, upstream
 from pipeline.resolved import digest
@@ -88,7 +88,7 @@ def make(config: Config, parent: Parent | None) -> Plan:
                 needed=step.name in needed,
             )
         )
-    made_model = source.kind == "tiny" or model.quantization is not None
+    made_model = is_made(source.kind, model.quantization)
     return Plan(steps=tuple(planned), model=model, source=source, made_model=made_model)
 
 

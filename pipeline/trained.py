@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import environment, hub
 from pipeline.errors import Refused
-from pipeline.hub import Source
+from pipeline.hub import Source, is_made
 from pipeline.latest import find_run
 from pipeline.record import read_run
 from pipeline.store import Store
@@ -51,9 +51,10 @@ def open_trained(
 
 
 def _base(directory: Path, run: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    recorded = run["model"]
-    dtype = environment.compute_dtype(run["config"]["model"].get("dtype"))
-    if recorded["key"]:
+    recorded, settings = run["model"], run["config"]["model"]
+    dtype = environment.compute_dtype(settings.get("dtype"))
+    # Every base has a key, but only one that was made lies in the store under it.
+    if is_made(recorded["kind"], settings.get("quantization")):
         return {"directory": _stored(directory, "model", recorded["key"]), "dtype": dtype}
     source = Source(
         kind=recorded["kind"],

@@ -243,3 +243,21 @@ def test_run_goes_on_whatever_shows_it(finished, words: tuple[str, ...], shown_b
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_generate_answers_from_a_base_that_was_not_made(finished, tmp_path: Path) -> None:
+    """A run on a directory of one's own can be talked to: its base lies outside the store."""
+    shutil.copytree((finished.directory / "model").resolve(), tmp_path / "mine")
+    (tmp_path / "mine" / "manifest.json").unlink()
+    cli.succeed(tmp_path, *cli.QUICK, cli.TRAIN, "model=local", "model.path=mine")
+    assert not (tmp_path / "outputs/store/model").exists()
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.generate", "--prompt", "Hello", "--max-tokens", "3"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(cli.ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 tokens" in done.stderr
