@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-import shutil
 import tempfile
 from pathlib import Path
 
-import mlx.nn as nn
-from mlx.utils import tree_flatten
-from mlx_lm.utils import compute_bits_per_weight, quantize_model, save_config, save_model
+from mlx_lm.utils import compute_bits_per_weight, quantize_model
 
 from stages.artifacts import BaseModel, Reporter
 from stages.errors import SettingError
 from stages.models import tiny
 from stages.models.loading import read_model
+from stages.models.saving import is_quantized, save_directory
 from stages.settings import Model
-
-# The text files of a model directory, without those that describe its old weights.
-_COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-_NOT_COPIED = ("config.json", "hf_quant_config.json")
 
 
 def materialize(
@@ -47,7 +41,7 @@ def materialize(
 
 def _quantize(model: Model, source: Path, report: Reporter, out: Path) -> dict[str, float]:
     module, config = read_model(source)
-    if _is_quantized(module):
+    if is_quantized(module):
         found = f"found {model.quantization}, but the model is quantized already"
         raise SettingError("model.quantization", found, "leave model.quantization out")
     group = model.group_size or 64
@@ -55,19 +49,9 @@ def _quantize(model: Model, source: Path, report: Reporter, out: Path) -> dict[s
     # It prints what the metric below says.
     with contextlib.redirect_stdout(io.StringIO()):
         module, config = quantize_model(module, config, group, model.quantization)
-    if not _is_quantized(module):
+    if not is_quantized(module):
         found = f"found {group}, but no layer's width is a multiple of it"
         raise SettingError("model.group_size", found, "set a smaller one: 32 or 64")
     bits = float(compute_bits_per_weight(module))
-    # mlx-lm needs it again for a model that keeps its vision tower, and only then.
-    vision = "vision_tower" in getattr(module, "model", {})
-    save_model(out, module, donate_model=True)
-    save_config(config, out / "config.json", keep_vision_config=vision)
-    for file in sorted({file for pattern in _COPIED for file in source.glob(pattern)}):
-        if file.name not in _NOT_COPIED and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, out / file.name)
+    save_directory(out, module, config, source)
     return {"model.bits_per_weight": bits}
-
-
-def _is_quantized(module: nn.Module) -> bool:
-    return any(path.endswith(".scales") for path, _ in tree_flatten(module.parameters()))
