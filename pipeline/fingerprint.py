@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import environment
 from pipeline.errors import Refused
+from pipeline.file_digests import sha256
 from pipeline.plan import Step
 from pipeline.resolved import digest
 from pipeline.schema import Config
@@ -66,7 +67,8 @@ def code_digest(function: str) -> str:
 
     Comments, layout and docstrings do not count: only a change of meaning makes stages run anew.
     """
-    return digest({name: _normalised(path) for name, path in sorted(_closure(function).items())})
+    closure = sorted(_closure(function).items())
+    return digest({name: _read(path, name)[0] for name, path in closure})
 
 
 def _closure(function: str) -> dict[str, Path]:
@@ -79,7 +81,7 @@ def _closure(function: str) -> dict[str, Path]:
             continue
         found[name] = path
         waiting.append(name.rpartition(".")[0])
-        waiting.extend(_imports(path, name))
+        waiting.extend(_read(path, name)[1])
     return found
 
 
@@ -94,32 +96,23 @@ def module_path(name: str) -> Path | None:
 
 
 @cache
-def _imports(path: Path, module: str) -> tuple[str, ...]:
+def _read(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
+    """Return the digest of the source of `module` without its texts, and the names it imports."""
+    tree = ast.parse(path.read_bytes())
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     names: list[str] = []
-    for node in ast.walk(_parse(path)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             start = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*start, *([node.module] if node.module else [])])
             names += [source, *(f"{source}.{alias.name}" for alias in node.names)]
-    return tuple(names)
-
-
-@cache
-def _parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_bytes())
-
-
-@cache
-def _normalised(path: Path) -> str:
-    tree = ast.parse(path.read_bytes())
-    for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+            kept = [part for part in body if not _is_text(part)]
+            node.body = kept  # type: ignore[attr-defined]  # only nodes with a body come here
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(names)
 
 
 def _is_text(node: ast.AST) -> bool:
@@ -148,8 +141,7 @@ def data_files(path: str) -> list[Path]:
 
 def _file_digest(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256(path)
     except OSError as error:
         found = f"cannot read {str(path)!r}: {(error.strerror or str(error)).lower()}"
         raise Refused("data.path", found, "make it a file that you can read") from error

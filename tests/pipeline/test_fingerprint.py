@@ -61,8 +61,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def code(package: Path) -> str:
-    fingerprint._normalised.cache_clear()
-    fingerprint._imports.cache_clear()
+    fingerprint._read.cache_clear()
     return fingerprint.code_digest("stages.verb.run")
 
 
