@@ -16,6 +16,8 @@ from pipeline.durable import reported
 from pipeline.errors import Broken, Interrupted, PipelineError, Refused, Unable
 
 Event = dict[str, Any]
+HandedOver = dict[str, tuple[str, dict[str, Any]]]
+"""Keyword of a stage function -> class of the artifact in `stages.artifacts`, and its fields."""
 
 
 class WorkerProcess:

@@ -12,10 +12,8 @@ from pipeline.errors import Refused
 from pipeline.keys import Plan, Planned
 from pipeline.manifest import Entry
 from pipeline.plan import TABLE, upstream
+from pipeline.process import HandedOver
 from pipeline.schema import Config
-
-HandedOver = dict[str, tuple[str, dict[str, Any]]]
-"""Keyword of a stage function -> class of the artifact in `stages.artifacts`, and its fields."""
 
 _KEYWORDS = {step.name: step.keyword for step in TABLE}
 

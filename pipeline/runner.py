@@ -21,7 +21,7 @@ from pipeline.manifest import Entry
 from pipeline.metrics import MetricsFile
 from pipeline.parent import Parent
 from pipeline.plan import Step
-from pipeline.process import Event, WorkerProcess
+from pipeline.process import Event, HandedOver, WorkerProcess
 from pipeline.record import RunRecord
 from pipeline.schema import Config
 from pipeline.store import Store
@@ -52,7 +52,7 @@ class Run:
         self.line = line
         self.store = _store(config)
         self.metrics = MetricsFile(record.directory / "metrics.jsonl")
-        self.handed_over: requests.HandedOver = {}
+        self.handed_over: HandedOver = {}
         self.worker: WorkerProcess | None = None
         self.stop_signal: int | None = None
         self.serving = False

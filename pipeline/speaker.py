@@ -79,7 +79,7 @@ class Speaker:
 def open_speaker(trained: Trained, sampling: Mapping[str, Any]) -> Iterator[Speaker]:
     """Start the worker; `sampling` holds fields of `stages.generation.sampling.Sampling`."""
     with tempfile.TemporaryDirectory() as folder:
-        worker = WorkerProcess(Path(folder) / "worker.log")
+        worker = WorkerProcess(Path(folder) / "worker.log", trained.model_path)
         try:
             yield Speaker(worker, trained, sampling)
         finally:

@@ -12,12 +12,10 @@ from pipeline import environment, hub
 from pipeline.errors import Refused
 from pipeline.hub import Source, is_made
 from pipeline.latest import find_run
+from pipeline.process import HandedOver
 from pipeline.record import read_run
 from pipeline.store import Store
 from stages.settings import Model
-
-HandedOver = dict[str, tuple[str, dict[str, Any]]]
-"""Keyword to (class of the artifact, its fields): how artifacts travel to the worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +26,7 @@ class Trained:
     name: str
     chat: bool
     """Whether it was trained on conversations; else on text."""
+    model_path: str
     handed_over: HandedOver
     """`model`, and `adapter` unless the base alone was asked for."""
 
@@ -47,7 +46,7 @@ def open_trained(
         key = _trained_key(directory, run)
         handed_over["adapter"] = ("Adapter", {"directory": _stored(directory, "train", key)})
     chat = run["config"]["data"]["format"] == "chat"
-    return Trained(directory, str(run["name"]), chat, handed_over)
+    return Trained(directory, str(run["name"]), chat, str(run["model"]["path"]), handed_over)
 
 
 def _base(directory: Path, run: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
