@@ -12,9 +12,10 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline import environment, fingerprint, keys, requests
+from pipeline import environment, keys, requests
+from pipeline.data_sources import describe
 from pipeline.errors import Unable
-from pipeline.keys import Planned
+from pipeline.keys import Plan, Planned
 from pipeline.manifest import Entry
 from pipeline.parent import Parent
 from pipeline.resolved import flat
@@ -54,7 +55,7 @@ def explain(config: Config, *, parent: Parent | None = None) -> None:
         elif planned.needed:
             requests.require_known(planned)
             table.add_row(name, "run", planned.key[:8], _why(planned, store))
-    lines = [render(table), "", *_data_lines(config, entries.get("prepare"))]
+    lines = [render(table), "", *_data_lines(plan, entries.get("prepare"))]
     if "train" in config.stages and "train" not in entries:
         lines += _forecast(config, store, plan.steps, entries.get("prepare"))
     try:
@@ -99,7 +100,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _data_lines(config: Config, prepared: Entry | None) -> list[str]:
+def _data_lines(plan: Plan, prepared: Entry | None) -> list[str]:
     if prepared:
         counts = prepared.metrics
         return [
@@ -109,17 +110,7 @@ def _data_lines(config: Config, prepared: Entry | None) -> list[str]:
             for split in ("train", "valid", "test")
             if f"prepare.{split}.rows" in counts
         ]
-    if config.data.path == "samples":
-        return ["data      the bundled conversations, not counted yet"]
-    return [
-        f"data      {file}: {_line_count(file):,} lines, not tokenised yet"
-        for file in fingerprint.data_files(config.data.path)
-    ]
-
-
-def _line_count(path: Path) -> int:
-    with path.open("rb") as stream:
-        return sum(1 for line in stream if line.strip())
+    return [f"data      {line}" for line in describe(plan.data, plan.data_commits)]
 
 
 def _forecast(

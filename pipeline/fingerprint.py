@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import environment
+from pipeline.data_sources import given_files
 from pipeline.errors import Refused
 from pipeline.file_digests import sha256
 from pipeline.plan import Step
 from pipeline.resolved import digest
 from pipeline.schema import Config
+from stages.data_settings import Data
+from stages.errors import InputError
+from stages.inputs import data_paths, find_files
 
 FORMAT = 1
 
@@ -124,24 +128,41 @@ def _is_text(node: ast.AST) -> bool:
     )
 
 
-def data_identity(path: str) -> dict[str, Any]:
-    """Return what identifies the rows at `data.path`: the digest of each file's bytes."""
-    if path == "samples":
-        return {"samples": True}
-    return {file.name: _file_digest(file) for file in data_files(path)}
+def data_identity(data: Data, commits: Mapping[str, str]) -> dict[str, Any]:
+    """Return what identifies the rows: digests of all files that are read, commits of the hub.
 
-
-def data_files(path: str) -> list[Path]:
-    """Return the files of rows at `data.path`; none where it is gone, as a run= allows."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return sorted(place.glob("*.jsonl"))
-    return [place] if place.exists() else []
-
-
-def _file_digest(path: Path) -> str:
+    The same files elsewhere have the same identity. Where they are gone, as a run= allows that
+    does not prepare them, there is none.
+    """
+    paths = data_paths(data.path)
     try:
-        return sha256(path)
+        files, _ = find_files(data.path)
+    except InputError:
+        return {}
+    found: dict[str, Any] = {}
+
+    def add(source: int, name: str, what: dict[str, Any]) -> None:
+        found[name if len(paths) == 1 else f"{source}: {name}"] = what
+
+    for source, path in enumerate(paths):
+        if path == "samples":
+            add(source, path, {"bundled": True})
+        elif path in commits:
+            add(source, path, {"commit": commits[path]})
+    for file in files:
+        if paths[file.source] != "samples":
+            add(file.source, file.name, {file.split: _digest(file.path, "data.path")})
+    for key, place in given_files(data).items():
+        if place.exists():
+            found[key] = _digest(str(place), key)
+    if data.convert is not None:
+        found["function"] = data.convert.rpartition(":")[2]
+    return found
+
+
+def _digest(path: str, key: str) -> str:
+    try:
+        return sha256(Path(path).expanduser())
     except OSError as error:
-        found = f"cannot read {str(path)!r}: {(error.strerror or str(error)).lower()}"
-        raise Refused("data.path", found, "make it a file that you can read") from error
+        found = f"cannot read {path!r}: {(error.strerror or str(error)).lower()}"
+        raise Refused(key, found, "make it a file that you can read") from error

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
-import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.commits import TIMEOUT_SECONDS, Repository, find_commit, reported
 from pipeline.errors import Refused, Unable
 from pipeline.file_digests import sha256
-from pipeline.spelling import closest
 from stages.settings import Model
-
-log = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 _FILES = (*_TOKENIZER_FILES, "model*.safetensors")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "*.tiktoken")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_TIMEOUT_SECONDS = 5.0
-_ONCE = "connect once, or use model=tiny, or model=local model.path=<directory>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,16 +45,16 @@ def is_made(kind: str, quantization: int | None) -> bool:
 def resolve(model: Model) -> Source:
     """Find out which model is meant, without downloading it.
 
-    A branch or tag of the hub is asked for over the network; without one, what the hub cache
-    holds under that name is taken. Raises `Refused` for a directory, repository or revision that
-    does not exist, `Unable` where the hub cannot be reached and the cache does not know.
+    A branch or tag of the hub is asked for over the network, or looked up in its cache. Raises
+    `Refused` for a directory, repository or revision that does not exist, `Unable` where the hub
+    cannot be reached and the cache does not know.
     """
     if model.path == "tiny":
         return Source(kind="tiny", weights={"tiny": True}, tokenizer={"tiny": True})
     directory = Path(model.path).expanduser()
     if directory.is_dir() or model.path.startswith(("/", ".", "~")):
         return _local(model, directory)
-    commit = _commit(model)
+    commit = find_commit(_repository(model))
     identity = {"repo": model.path, "commit": commit}
     return Source(kind="hub", commit=commit, weights=identity, tokenizer=identity)
 
@@ -78,8 +70,12 @@ def download(model: Model, source: Source, say: Callable[[str], None]) -> Path:
         return source.directory
     if source.commit is None:
         raise ValueError("the embedded model is built, not downloaded")
-    with _reported(model):
+    with reported(_repository(model)):
         return _cached(model.path, source.commit) or _fetched(model.path, source.commit, say)
+
+
+def _repository(model: Model) -> Repository:
+    return Repository("model", model.path, model.revision)
 
 
 def _local(model: Model, directory: Path) -> Source:
@@ -104,27 +100,6 @@ def _local(model: Model, directory: Path) -> Source:
         weights={"files": digests},
         tokenizer={"files": texts},
     )
-
-
-def _commit(model: Model) -> str:
-    revision = model.revision or "main"
-    if _COMMIT.fullmatch(revision):
-        return revision
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    try:
-        with _reported(model):
-            info = HfApi().model_info(model.path, revision=revision, timeout=_TIMEOUT_SECONDS)
-    except Unable as error:
-        config = try_to_load_from_cache(model.path, "config.json", revision=revision)
-        if not isinstance(config, str):
-            raise
-        commit = Path(config).parent.name
-        log.info("%s; taking commit %s from the cache", error.found, commit[:12])
-        return commit
-    if info.sha is None:
-        raise Unable("model.path", f"the hub names no commit for {model.path!r}", _ONCE)
-    return info.sha
 
 
 def _cached(name: str, commit: str) -> Path | None:
@@ -156,7 +131,7 @@ def _fetched(name: str, commit: str, say: Callable[[str], None]) -> Path:
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # it is
 
     # Fails in seconds without a network, where the download alone would go on trying.
-    info = HfApi().model_info(name, revision=commit, files_metadata=True, timeout=_TIMEOUT_SECONDS)
+    info = HfApi().model_info(name, revision=commit, files_metadata=True, timeout=TIMEOUT_SECONDS)
     files = [
         file for file in info.siblings or () if any(fnmatch(file.rfilename, p) for p in _FILES)
     ]
@@ -175,55 +150,3 @@ def _fetched(name: str, commit: str, say: Callable[[str], None]) -> Path:
         found = f"no space left in {cache}: needed {needed_bytes:,} bytes, free {free_bytes:,}"
         mend = "free some space, or set HF_HUB_CACHE=<a folder on another disk>"
         raise Unable("model.path", found, mend) from error
-
-
-@contextmanager
-def _reported(model: Model) -> Iterator[None]:
-    """Translate what the hub's library raises; its own texts may hold more than a user needs."""
-    from huggingface_hub import errors
-
-    name = model.path
-    log_in = "log in: hf auth login"
-    try:
-        yield
-    except errors.HFValidationError as error:
-        found = f"{name!r} is no directory, and no repository of the hub is named so"
-        raise Refused("model.path", found, "a repository is written owner/name") from error
-    except errors.GatedRepoError as error:
-        found = f"the licence of {name!r} must be accepted first"
-        mend = f"accept it at https://huggingface.co/{name}, then {log_in}"
-        raise Refused("model.path", found, mend) from error
-    except errors.RepositoryNotFoundError as error:
-        found = f"the hub has no repository {name!r} that you may read"
-        mend = f"check the spelling; if it is private, {log_in}"
-        raise Refused("model.path", found, mend) from error
-    except errors.RevisionNotFoundError as error:
-        found = f"{name!r} has no revision {model.revision!r}"
-        raise Refused("model.revision", found, _revision_meant(model)) from error
-    except errors.OfflineModeIsEnabled as error:
-        found = f"cannot ask the hub for {name!r}: HF_HUB_OFFLINE is set"
-        raise Unable("model.path", found, _ONCE) from error
-    # HTTPError is that of httpx or httpx2, by the version of the library; its Rust part, which
-    # fetches large files, raises RuntimeError.
-    except (errors.HTTPError, OSError, RuntimeError) as error:  # type: ignore[attr-defined]
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403):
-            found = f"the hub denies access to {name!r} ({status})"
-            raise Refused("model.path", found, log_in) from error
-        reason = status or type(error.__cause__ or error).__name__
-        raise Unable(
-            "model.path", f"cannot reach the hub for {name!r} ({reason})", _ONCE
-        ) from error
-
-
-def _revision_meant(model: Model) -> str:
-    from huggingface_hub import HfApi, errors
-
-    names: list[str] = []
-    with suppress(errors.HTTPError, OSError):  # type: ignore[attr-defined]  # as above
-        refs = HfApi().list_repo_refs(model.path)
-        names = [ref.name for ref in (*refs.branches, *refs.tags)]
-    meant = closest(model.revision or "main", names)
-    if meant is None:
-        return "leave model.revision out to take main"
-    return f"did you mean model.revision={meant}?"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline import fingerprint
+from pipeline import data_sources, fingerprint
 from pipeline.errors import Refused
 from pipeline.hub import Source, is_made, resolve
 from pipeline.parent import Parent
@@ -13,6 +13,7 @@ from pipeline.plan import STEPS, TABLE, Step, upstream
 from pipeline.resolved import digest
 from pipeline.schema import Config
 from pipeline.store import Store
+from stages.data_settings import Data
 from stages.settings import Model
 
 TINY = "stages.models.tiny.build"
@@ -40,6 +41,10 @@ class Plan:
     steps: tuple[Planned, ...]
     model: Model
     """The base model as configured, at the commit that this run uses."""
+    data: Data
+    """The data as configured, at the commits that this run uses."""
+    data_commits: dict[str, str]
+    """The commit of each data set of the hub, by its name."""
     source: Source
     """Where it comes from."""
     made_model: bool
@@ -55,6 +60,8 @@ def make(config: Config, parent: Parent | None) -> Plan:
     model = _pinned(config, parent)
     source = resolve(model)
     tiny = {"code": fingerprint.code_digest(TINY)} if source.kind == "tiny" else {}
+    commits = data_sources.find_commits(config.data, parent)
+    rows = fingerprint.data_identity(config.data, commits)
     recorded = _recorded(config, parent)
     needed = _needed(config)
     wanted = _with_upstream(config)
@@ -70,7 +77,7 @@ def make(config: Config, parent: Parent | None) -> Plan:
             step,
             config,
             model={**identity, **tiny} if reads_model else {},
-            inputs=fingerprint.data_identity(config.data.path) if "data" in step.settings else {},
+            inputs=rows if "data" in step.settings else {},
             # The tokenizer's identity stands for the model where only the tokenizer is read.
             upstream={name: keys[name] for name in above if not step.tokenizer_only},
         )
@@ -89,7 +96,14 @@ def make(config: Config, parent: Parent | None) -> Plan:
             )
         )
     made_model = is_made(source.kind, model.quantization)
-    return Plan(steps=tuple(planned), model=model, source=source, made_model=made_model)
+    return Plan(
+        steps=tuple(planned),
+        model=model,
+        data=data_sources.pinned(config.data, commits),
+        data_commits=commits,
+        source=source,
+        made_model=made_model,
+    )
 
 
 def _pinned(config: Config, parent: Parent | None) -> Model:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    ConfigTypeError,
     OmegaConfBaseException,
     ValidationError,
 )
@@ -20,7 +21,7 @@ from omegaconf.errors import (
 from pipeline.errors import Refused
 from pipeline.overrides import Words, unknown_key, unknown_option
 from pipeline.resolved import flat
-from pipeline.schema import KEYS, expected
+from pipeline.schema import KEYS, MAPPINGS, expected, key_of
 from pipeline.terminal import shown_path
 
 
@@ -60,6 +61,9 @@ def _about_key(cause: OmegaConfBaseException, key: str, loader: ConfigLoader) ->
         if key.startswith("hydra."):
             return Refused(key, "no such key", "--cfg hydra shows all keys of Hydra")
         return unknown_key(key, loader.list_groups(""))
+    if key in KEYS and isinstance(cause, ConfigTypeError):
+        found = "a list" if key in MAPPINGS else "a mapping"
+        return Refused(key, f"found {found}, expected {expected(key)}")
     if key not in KEYS or not isinstance(cause, ValidationError):
         return Refused(key, said)
     value = cause.value
@@ -99,8 +103,11 @@ def origin(key: str, config_name: str, words: Words, loader: ConfigLoader) -> Pa
         file = user_file(default.config_path or "", loader)
         if file is None:
             continue
-        inner = key.removeprefix(f"{default.package}.") if default.package else key
         values = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        if isinstance(values, dict) and inner in flat({str(k): v for k, v in values.items()}):
+        if not isinstance(values, dict):
+            continue
+        names = {str(name): value for name, value in values.items()}
+        prefix = f"{default.package}." if default.package else ""
+        if key in {key_of(f"{prefix}{name}") for name in flat(names)}:
             return file
     return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import get_origin
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
@@ -14,7 +13,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from pipeline.errors import Refused
-from pipeline.schema import KEYS
+from pipeline.schema import KEYS, expected, key_of
 from pipeline.spelling import closest, closest_keys
 
 NOT_SWEPT = frozenset(
@@ -81,8 +80,9 @@ def _check(
         return
     if not sweeping:
         mend = f"add -m to run each of them: python -m pipeline -m {key}={value}"
-        if key in KEYS and get_origin(KEYS[key]) is tuple:
-            mend = f"a list is written '{key}=[{value}]'"
+        if key in KEYS and "list" in (takes := expected(key)):
+            written = f"a list is written '{key}=[{value}]'"
+            mend = f"{written}; else {mend}" if "text" in takes else written
         raise Refused(key, f"found several values: {value}", mend)
     if key in NOT_SWEPT:
         raise Refused(key, f"found several values: {value}", "a sweep has one value of it")
@@ -122,6 +122,10 @@ def quoted(text: str) -> str:
 
 def unknown_key(key: str, groups: Iterable[str], value: str | None = None) -> Refused:
     """Build the refusal of `key`, with the key that was probably meant."""
+    if key_of(key) in KEYS:
+        whole, _, inner = key.rpartition(".")
+        shown = f"{{{inner}: {'...' if value is None else value}}}"
+        return Refused(key, f"{whole} is set as a whole", f"write '{whole}={shown}'")
     near = closest_keys(key, {*KEYS, *groups})
     if not near:
         return Refused(key, "no such key", "--cfg job shows all keys")

@@ -19,3 +19,5 @@ class Parent:
     """The key of its base model."""
     model_commit: str | None
     """The commit of a base from the hub."""
+    data_commits: dict[str, str]
+    """The commit of each data set from the hub, by its name."""

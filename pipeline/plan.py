@@ -35,7 +35,7 @@ class Step:
     """Leaves a result in the store; a server does not."""
 
 
-_PREPARE_LIBRARIES = ("tokenizers", "transformers", "jinja2")
+_TEXT_LIBRARIES = ("tokenizers", "transformers", "jinja2")
 _MLX_LIBRARIES = ("mlx", "mlx-lm")
 
 TABLE: tuple[Step, ...] = (
@@ -58,9 +58,11 @@ TABLE: tuple[Step, ...] = (
         upstream=("model",),
         artifact="Prepared",
         keyword="prepared",
-        libraries=_PREPARE_LIBRARIES,
+        libraries=(*_TEXT_LIBRARIES, "rensa"),
         tensors=False,
-        unkeyed=frozenset({"data.path", "data.stage"}),
+        unkeyed=frozenset(
+            {"data.stage", "data.path", "data.revision", "data.convert", "data.chat_template"}
+        ),
         tokenizer_only=True,
     ),
     Step(
@@ -92,7 +94,7 @@ TABLE: tuple[Step, ...] = (
         upstream=("model", "prepare"),
         artifact="Report",
         keyword="baseline",
-        libraries=(*_MLX_LIBRARIES, *_PREPARE_LIBRARIES),
+        libraries=(*_MLX_LIBRARIES, *_TEXT_LIBRARIES),
         tensors=True,
         unkeyed=frozenset({"evaluate.stage", "evaluate.samples"}),
         implied=True,
@@ -104,7 +106,7 @@ TABLE: tuple[Step, ...] = (
         upstream=("model", "prepare", "train", "baseline"),
         artifact="Report",
         keyword="evaluation",
-        libraries=(*_MLX_LIBRARIES, *_PREPARE_LIBRARIES),
+        libraries=(*_MLX_LIBRARIES, *_TEXT_LIBRARIES),
         tensors=True,
         unkeyed=frozenset({"evaluate.stage"}),
     ),

@@ -9,14 +9,15 @@ from typing import Any
 from pipeline.errors import Refused
 
 Prompt = dict[str, Any]
-"""`where`, and `messages` or `text`: what the worker takes."""
+"""`where`, and `messages` with their `tools`, or `text`: what the worker takes."""
 
 
 def read_prompts(path: Path, *, chat: bool, system: str | None) -> tuple[list[Prompt], list[Any]]:
     """Return the prompts of a file, and each as it stood there.
 
-    A `.jsonl` file has an object on each line with `prompt` or `messages`, any other file a prompt
-    on each line; empty lines count for nothing. Raises `Refused` at the first line that is none.
+    A `.jsonl` file has an object on each line with `prompt` or `messages`, and `tools` where some
+    are offered; any other file a prompt on each line; empty lines count for nothing. Raises
+    `Refused` at the first line that is none.
     """
     rows = [
         (_row(line, f"{path}:{number}") if path.suffix == ".jsonl" else {"prompt": line}, number)
@@ -49,7 +50,7 @@ def as_prompt(row: dict[str, Any], where: str, chat: bool, system: str | None) -
         found = "ends in an assistant turn, and there is nothing left to answer"
         raise Refused(where, found, "leave its last turn out")
     first = [{"role": "system", "content": system}] if system is not None else []
-    return {"where": where, "messages": [*first, *messages]}
+    return {"where": where, "messages": [*first, *messages], "tools": row.get("tools")}
 
 
 def _lines(path: Path) -> list[str]:

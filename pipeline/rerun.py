@@ -17,7 +17,7 @@ from pipeline.parent import Parent
 from pipeline.plan import STEPS, TABLE, Step
 from pipeline.record import read_run
 from pipeline.resolved import flat
-from pipeline.schema import KEYS, Config
+from pipeline.schema import KEYS, MAPPINGS, Config, key_of
 
 _ITS_OWN = frozenset({"run", "dry_run", "outputs", "sweeper"})
 """What a run never inherits: it says where, whether and what beside it, and R may have moved."""
@@ -41,6 +41,7 @@ def find(config: DictConfig, words: Words) -> Parent:
         keys=keys,
         model_key=recorded["model"].get("key"),
         model_commit=recorded["model"].get("commit"),
+        data_commits={source["path"]: source["commit"] for source in recorded.get("data", [])},
     )
 
 
@@ -53,8 +54,13 @@ def inherit(parent: Parent, composed: Composed, words: Words, composer: Composer
     _check_keys(parent, words)
     taken = _ITS_OWN | {word.key_or_group for word in words.choices}
     given = {key: node for key, node in composed.config.items_ex(resolve=False) if key in taken}
+    kept = {key: value for key, value in parent.config.items() if key not in taken}
+    replaced = OmegaConf.create()
+    # Merged into the parent's own, a given mapping would keep its other names.
+    for key in MAPPINGS & words.given:
+        OmegaConf.update(replaced, key, None)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), parent.config, given)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), kept, given, replaced)
     except OmegaConfBaseException as error:
         raise mistakes.explain(error, composer.loader) from None
     assert isinstance(merged, DictConfig)
@@ -64,7 +70,7 @@ def inherit(parent: Parent, composed: Composed, words: Words, composer: Composer
 
 
 def _check_keys(parent: Parent, words: Words) -> None:
-    recorded = flat(parent.config).keys()
+    recorded = {key_of(name) for name in flat(parent.config)}
     where = f"run={parent.directory}"
     if unknown := sorted(recorded - KEYS.keys()):
         found = f"was recorded with keys that this version does not have: {', '.join(unknown)}"

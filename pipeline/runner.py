@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -129,7 +129,8 @@ class Run:
             )
         # A signal from before there was a worker has not reached it.
         self.check_stop()
-        request = requests.build(planned, self.config, self.handed_over, self._extra(step), out)
+        config = replace(self.config, data=self.plan.data)
+        request = requests.build(planned, config, self.handed_over, self._extra(step), out)
         try:
             return self.worker.run(request, self._on_event)
         except PipelineError:
@@ -236,6 +237,7 @@ def execute(
                 config=asdict(config),
                 command=command,
                 model=_model_record(plan, config),
+                data=[{"path": k, "commit": v} for k, v in plan.data_commits.items()],
                 environment=environment.describe(config.model.dtype, config.model.path),
                 parent=str(parent.directory) if parent else None,
                 study=study,

@@ -8,11 +8,13 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from pipeline.plan import STEPS
 from pipeline.spelling import closest
+from stages.data_settings import Data
 from stages.errors import SettingError
-from stages.settings import Data, Evaluate, Lora, Merge, Model, Optimizer, Serve, Train
+from stages.settings import Evaluate, Lora, Merge, Model, Optimizer, Serve, Train
 
 _MORE_IS_BETTER = frozenset({"exact_match", "json_valid", "stop_rate"})
 
@@ -89,7 +91,17 @@ class Config:
 
 def register() -> None:
     """Make the schema known to Hydra, under the name that conf/config.yaml lists first."""
-    ConfigStore.instance().store(name="schema", node=Config, replace=True)
+    node = OmegaConf.structured(Config)
+    node.data = OmegaConf.structured(Data)
+    # Hydra lets no new key into a configuration, but what a mapping holds is the user's own.
+    node.data.columns = {}
+    OmegaConf.set_struct(node.data.columns, False)
+    node.data.columns = None
+    ConfigStore.instance().store(name="schema", node=node, replace=True)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _keys() -> dict[str, Any]:
@@ -104,14 +116,21 @@ def _keys() -> dict[str, Any]:
 
 KEYS: dict[str, Any] = _keys()
 """The type of every key, by its full name: `lora.rank`."""
+MAPPINGS = frozenset({"data.columns"})
+"""Keys that hold a mapping, in names of the user's own; they are set whole."""
 
 
 def expected(key: str) -> str:
     """Say in words which values `key` takes."""
-    hint = KEYS[key]
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = _kinds(KEYS[key])
     # A number may be written without a point.
     return " or ".join(_words(kind) for kind in kinds if kind is not int or float not in kinds)
+
+
+def key_of(name: str) -> str:
+    """Return the key that `name` belongs to: of `data.columns.text`, `data.columns`."""
+    whole = name.rpartition(".")[0]
+    return whole if whole in MAPPINGS else name
 
 
 def _words(kind: Any) -> str:
@@ -121,5 +140,7 @@ def _words(kind: Any) -> str:
     if get_origin(kind) is tuple:
         items = get_args(kind)
         return "a list such as [a,b]" if Ellipsis in items else f"{len(items)} numbers in a list"
+    if get_origin(kind) is dict:
+        return "a mapping such as {a: b}"
     simple = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return {**simple, NoneType: "null"}[kind]

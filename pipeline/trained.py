@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class Trained:
     directory: Path
     name: str
     chat: bool
-    """Whether it was trained on conversations; else on text."""
+    """Whether any of its rows were conversations; else it is given texts to continue."""
     model_path: str
     handed_over: HandedOver
     """`model`, and `adapter` unless the base alone was asked for."""
@@ -45,8 +46,9 @@ def open_trained(
     if not base:
         key = _trained_key(directory, run)
         handed_over["adapter"] = ("Adapter", {"directory": _stored(directory, "train", key)})
-    chat = run["config"]["data"]["format"] == "chat"
-    return Trained(directory, str(run["name"]), chat, str(run["model"]["path"]), handed_over)
+    return Trained(
+        directory, str(run["name"]), _is_chat(directory), str(run["model"]["path"]), handed_over
+    )
 
 
 def _base(directory: Path, run: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
@@ -65,6 +67,14 @@ def _base(directory: Path, run: dict[str, Any], say: Callable[[str], None]) -> d
     return {"directory": str(hub.download(model, source, say).resolve()), "dtype": dtype}
 
 
+def _is_chat(directory: Path) -> bool:
+    report = directory / "prepare" / "doctor.json"
+    try:
+        return bool(json.loads(report.read_text(encoding="utf-8"))["kind"] != "text")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise _gone(report, directory) from None
+
+
 def _trained_key(directory: Path, run: dict[str, Any]) -> str:
     train = run["stages"].get("train", {})
     if train.get("status") not in ("ran", "reused"):
@@ -81,5 +91,9 @@ def _stored(directory: Path, stage: str, key: str) -> str:
         entry = Store(stored.parent.parent).find(stage, key)
         if entry is not None:
             return str(entry.directory.resolve())
+    raise _gone(link, directory)
+
+
+def _gone(path: Path, directory: Path) -> Refused:
     mend = f"make it again: python -m pipeline run={directory}"
-    raise Refused(str(link), "what this run made is gone or damaged", mend)
+    return Refused(str(path), "what this run made is gone or damaged", mend)

@@ -24,8 +24,12 @@ class BaseModel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """Token rows with a loss mask: `{train,valid,test}.safetensors`, the same rows as JSONL,
-    and `prepared.json` (counts, tokenizer and template digests).
+    """Token rows with a loss mask: `{train,valid,test}.safetensors`, the same rows in the same
+    order as `{train,valid,test}.jsonl`, and what is known about them: `doctor.json` (counts,
+    findings, tokenizer and template digests) and `doctor.html`.
+
+    With them lie `chat_template.jinja`, if one was given to replace the tokenizer's own, and
+    `quarantine.jsonl`, if rows were set aside because they cannot be used.
 
     Each safetensors file holds `tokens` int32 (N,), `supervised` uint8 (N,): 1 where the token
     is a training target, and `offsets` int64 (rows + 1,).
@@ -37,7 +41,8 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapter:
-    """A trained adapter in the field's format: `adapters.safetensors`, `adapter_config.json`."""
+    """A trained adapter in the field's format: `adapters.safetensors`, `adapter_config.json`, and
+    `chat_template.jinja` if it was trained with another than the tokenizer's own."""
 
     directory: Path
     metrics: dict[str, float] = field(default_factory=dict)

@@ -23,6 +23,10 @@ class StageError(Exception):
         self.found = found
         self.mend = mend
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # `args` is the whole message, which pickle would take for the arguments of __init__.
+        return Exception.__new__, (type(self), *self.args), self.__dict__
+
 
 class SettingError(StageError, ValueError):
     """Refuse a configuration value: `where` is its full key."""

@@ -15,9 +15,10 @@ import numpy as np
 from mlx_lm.utils import dequantize_model
 
 from stages.artifacts import Adapter, BaseModel, Merged, Prepared, Reporter
+from stages.data.given_template import replace_template
 from stages.data.rows import open_rows
 from stages.errors import InputError, SettingError, StopRequested
-from stages.lora.files import load_adapter
+from stages.lora.files import load_adapter, trained_template
 from stages.lora.merge import merge_weights
 from stages.lora.parity import Row, compare, loss, probe
 from stages.models.loading import cast, load_model, read_model
@@ -63,8 +64,9 @@ def merge(
 ) -> Merged:
     """Write base plus adapter to `out`, which `mlx_lm.load` opens, and `merge.json`.
 
-    The weights keep the base's stored types, or take `merge.dtype`. Raises SettingError where
-    less than `merge.min_kept` of the tuning survived.
+    The weights keep the base's stored types, or take `merge.dtype`; the chat template is that
+    which the adapter was trained with. Raises SettingError where less than `merge.min_kept` of
+    the tuning survived.
     """
     split, rows = _held_out(prepared.directory, merge.rows)
     form = _write(merge, model, adapter, out)
@@ -97,6 +99,7 @@ def _held_out(directory: Path, count: int) -> tuple[str, list[Row]]:
 
 def _write(merge: Merge, model: BaseModel, adapter: Adapter, out: Path) -> dict[str, Any]:
     """Merge lazily, write shard by shard; return `quantized` and `dtype` of what was written."""
+    template = trained_template(adapter.directory)
     module, config = read_model(model.directory)
     stored = stored_types(module)
     cast(module, mx.float32)
@@ -112,6 +115,8 @@ def _write(merge: Merge, model: BaseModel, adapter: Adapter, out: Path) -> dict[
     form = {"quantized": is_quantized(module), "dtype": main_type(module)}
     _describe(config, form)
     save_directory(out, module, config, model.directory)
+    if template is not None:
+        replace_template(out, template)
     return form
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stages.artifacts import Adapter, BaseModel, Merged, Report, Reporter
 from stages.errors import SettingError, StopRequested
+from stages.lora.files import trained_template
 from stages.serving.app import create_app
 from stages.serving.engine_thread import EngineThread
 from stages.serving.loading import load_engine
@@ -40,8 +41,9 @@ def serve(
     """Serve until a stop is requested, then finish what is running, within 10 seconds.
 
     Given an adapter, one resident base answers as `base` and, with the adapter, as `name`; given
-    merged weights, they answer as `name`. Returns counts of what was answered. Raises SettingError
-    where the address cannot be had.
+    merged weights, they answer as `name`. Each is asked in the chat template it was trained with,
+    the base in its own. Returns counts of what was answered. Raises SettingError where the address
+    cannot be had.
     """
     if name == BASE:
         raise SettingError("name", f"found {BASE!r}, which names the untuned model when serving",
@@ -49,10 +51,12 @@ def serve(
     adapters: Mapping[str, Path] = {name: adapter.directory} if adapter else {}
     if merged is not None:
         model = BaseModel(directory=merged.directory, dtype=model.dtype)
+    template = trained_template(adapter.directory) if adapter else None
     names = {BASE: None, name: name} if adapter else {name: None}
     with listen(serve.host, serve.port) as listener:
-        offer = open_offer(model.directory, names, serve.max_tokens)
-        prompt = offer.encode([{"role": "user", "content": "Hello"}], str(model.directory))
+        offer = open_offer(model.directory, names, serve.max_tokens, template)
+        hello = [{"role": "user", "content": "Hello"}]
+        prompt = offer.encoders[name](hello, str(model.directory))
         engine = EngineThread(
             partial(load_engine, model, adapters, serve.batch_size, prompt),
             report.log,

@@ -1,8 +1,8 @@
 """The dataclass of every configuration group that a stage takes.
 
-Settings are flat: text, numbers, booleans, None, or tuples of these. A field that an option does
-not use is None there, and setting it is refused. Ranges are checked here, so a wrong value never
-reaches a stage. The string under a field is its documentation.
+Settings are flat: text, numbers, booleans, None, or tuples and mappings of these. A field that an
+option does not use is None there, and setting it is refused. Ranges are checked here, so a wrong
+value never reaches a stage. The string under a field is its documentation.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stages.data_settings import Data
 from stages.errors import SettingError, require, require_counts, require_option
 
 
@@ -42,42 +43,6 @@ class Model:
         if self.path == "tiny" and self.revision is not None:
             raise SettingError("model.revision", f"found {self.revision!r}, but tiny has none",
                                "leave model.revision out")  # fmt: skip
-
-
-@dataclass(kw_only=True, slots=True)
-class Data:
-    """Which rows to train on, and which of their tokens."""
-
-    stage: str
-    """Function that prepares the rows, by its dotted name under `stages.`."""
-    path: str
-    """`samples` (bundled conversations), a JSONL file, or a folder with train.jsonl and, if they
-    exist, valid.jsonl and test.jsonl."""
-    format: Literal["chat", "text"]
-    """chat: rows with `messages`; text: rows with `text`."""
-    supervise: Literal["assistant", "all"]
-    """Which tokens are trained: those of every assistant turn, or all."""
-    max_seq_length: int
-    """Longest row in tokens."""
-    overlong: Literal["drop", "error"]
-    """What happens to a longer row: it is dropped and counted, or the stage stops and names it."""
-    valid_fraction: float
-    """Share of the rows held out for validation where no valid.jsonl is given."""
-    test_fraction: float
-    """Share of the rows held out for testing where no test.jsonl is given."""
-
-    def __post_init__(self) -> None:
-        require(bool(self.path.strip()), "data.path", self.path, "a file, a folder or `samples`")
-        require(self.max_seq_length >= 2, "data.max_seq_length", self.max_seq_length, "at least 2")
-        for name in ("valid_fraction", "test_fraction"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"data.{name}", value, "0 or more and less than 1")
-        both = self.valid_fraction + self.test_fraction
-        require(both < 1, "data.test_fraction", self.test_fraction,
-               "less than 1 together with data.valid_fraction")  # fmt: skip
-        if self.format == "text" and self.supervise == "assistant":
-            raise SettingError("data.supervise", "found 'assistant', but text rows have no turns",
-                               "set data.supervise=all")  # fmt: skip
 
 
 _ADAPTER = frozenset({"rank", "alpha", "dropout", "targets"})

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from stages.artifacts import Adapter, BaseModel, Prepared, Reporter
+from stages.data.given_template import given_template
 from stages.data.rows import Rows, open_rows
 from stages.errors import InputError, SettingError
 from stages.lora.bank import Bank, attach, initial, shape_of
@@ -35,13 +36,15 @@ def train(
 ) -> Adapter:
     """Train and write `adapters.safetensors` and `adapter_config.json`.
 
-    They hold an adapter, or with `lora.type=full` all weights. The same arguments on the same kind
+    They hold an adapter, or with `lora.type=full` all weights. A chat template that was given to
+    prepare is copied beside them, and its digest recorded. The same arguments on the same kind
     of machine give the same bytes. Raises SettingError for targets that the model does not have
     and for all weights of a quantized model, InputError without a token to train on, StageError
     at a loss that is not finite, StopRequested when asked to stop.
     """
     rows = open_rows(prepared.directory, "train")
     valid = open_rows(prepared.directory, "valid")
+    template = given_template(prepared.directory)
     _require_supervision(rows, prepared.directory / "train.safetensors")
     config = read_json(model.directory / "config.json")
     peak = peak_learning_rate(optimizer, config, full=lora.type == "full")
@@ -57,10 +60,10 @@ def train(
     )
     out.mkdir(parents=True, exist_ok=True)
     if isinstance(tuning, FullWeights):
-        save_weights(out, tuning.stored(best), {"type": lora.type})
+        save_weights(out, tuning.stored(best), {"type": lora.type}, template)
     else:
         extra = {"type": lora.type, "alpha": lora.alpha}
-        save_adapter(out, best, tuning.shapes[0], tuning.targets, extra)
+        save_adapter(out, best, tuning.shapes[0], tuning.targets, extra, template)
     metrics |= {"train.trainable_parameters": trainable, "train.peak_learning_rate": peak}
     return Adapter(directory=out, metrics=metrics)
 

@@ -1,4 +1,4 @@
-"""Token ids and which of them are training targets.
+"""Token ids of conversations, and which of them are training targets.
 
 Supervised is every token that the model should have produced: of an answer, all that follows the
 generation prompt, up to and with the token that ends generation. A row ends with its last
@@ -8,114 +8,160 @@ supervised, as nothing predicts it.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from stages.data.formats import Row
-from stages.data.quoting import CUT, Located
+from stages.data.kept import check_calls, check_tools
+from stages.data.messages import Message
+from stages.data.quoting import CUT, QUOTE
 from stages.data.rows import Supervised, Tokens
-from stages.data.template import Rendered, Template
+from stages.data.template import Template
+from stages.data.turns import open_turns
+from stages.data.unroll import Passage, answer_starts
 from stages.errors import InputError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+_MOST_KNOWN = 10_000
+_KNOWN_CHARACTERS = 64
 
 
-def encode_chats(
-    template: Template,
-    chats: Sequence[Rendered],
-    stops: Sequence[int],
-    supervise: Literal["assistant", "all"],
-) -> list[tuple[Tokens, Supervised]]:
-    """Return (tokens, supervised) of each conversation.
+def encode_passages(
+    template: Template, passages: Sequence[Passage]
+) -> list[tuple[Tokens, Supervised] | InputError]:
+    """Return (tokens, supervised) of each text.
 
     The tokens are those of the whole text, unless a token would reach from a prompt into its
-    answer: generation starts after the prompt's own tokens, so the text is then cut there. Raises
-    InputError where an answer does not end with one of `stops`.
+    answer: generation starts after the prompt's own tokens, so the text is then cut there. An
+    InputError takes the place of a text that cannot be cut.
     """
-    cuts = [cut for c in chats for cut in (len(c.text), *(start for start, _ in c.answers))]
-    texts = [c.text for c in chats for _ in range(1 + len(c.answers))]
-    encoded = iter(template.quoting.encode([t[:cut] for t, cut in zip(texts, cuts, strict=True)]))
-    pairs = []
-    for chat in chats:
-        whole, *prompts = [next(encoded) for _ in range(1 + len(chat.answers))]
-        starts = [len(prompt) for prompt in prompts]
-        if any(whole[: len(prompt)] != prompt for prompt in prompts):
-            whole, starts = _cut(template, chat, whole)
-        spans = [
-            (start, _stop(template, whole, start, end, stops, chat.where))
-            for start, (_, end) in zip(starts, chat.answers, strict=True)
-        ]
-        if supervise == "all":
-            spans = [(0, spans[-1][1])]
-        pairs.append(_masked([token for token, _ in whole], spans))
-    return pairs
+    found: list[tuple[Tokens, Supervised] | InputError] = []
+    texts = [(passage.text, passage.starts) for passage in passages]
+    for passage, aligned in zip(passages, _encode(template, texts), strict=True):
+        if aligned is None:
+            found.append(_shared(template, passage.where))
+            continue
+        ids, starts = aligned
+        places = np.flatnonzero(template.quoting.quoted[ids])
+        supervised = np.full(len(ids), passage.others, np.uint8)
+        begins = dict(zip(passage.starts, starts, strict=True))
+        for span in passage.answers:
+            supervised[begins[span.start] : places[span.stop] + 1] = not passage.others
+        supervised[0] = 0
+        found.append((template.quoting.originals[ids], supervised))
+    return found
 
 
-def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
-) -> list[tuple[Tokens, Supervised]]:
-    """Return (tokens, supervised) of each text row: what the tokenizer makes of it, then its end.
+def prompt_tokens(
+    template: Template,
+    messages: Sequence[Message],
+    where: str,
+    tools: list[dict[str, Any]] | None = None,
+) -> list[int]:
+    """Return the tokens after which the next answer is generated: those that a training row has
+    before it.
 
-    Special tokens that a text spells out are special: it is the model's own input, verbatim.
-    Raises InputError where a text is nothing to the tokenizer.
+    Raises InputError at `where` for turns or tools that the template refuses or leaves out.
     """
-    pairs = []
-    encodings = tokenizer.backend_tokenizer.encode_batch([row.text for row in rows])
-    for row, encoding in zip(rows, encodings, strict=True):
-        ids = encoding.ids
-        if ids[-1:] != [tokenizer.eos_token_id]:
-            ids = [*ids, tokenizer.eos_token_id]
-        if len(ids) < 2:
-            raise InputError(row.where, "its text encodes to no token", "remove the row")
-        pairs.append(_masked(ids, [(0, len(ids) - 1)]))
-    return pairs
+    turns = open_turns(template, messages, tools, where)
+    end = len(messages)
+    earlier = [n for n, turn in enumerate(messages) if turn["role"] == "assistant"]
+    prompt = turns.prompt(end)
+    check_tools(turns, end, prompt)
+    for before, after in zip([None, *earlier], [*earlier, end], strict=True):
+        check_calls(turns, before, after, checked=False)
+    starts = sorted(answer_starts(turns, messages, prompt))
+    [aligned] = _encode(template, [turns.quote(prompt, starts)])
+    if aligned is None:
+        raise _shared(template, where)
+    found: list[int] = template.quoting.originals[aligned[0]].tolist()
+    return found
 
 
-def _masked(ids: list[int], spans: list[tuple[int, int]]) -> tuple[Tokens, Supervised]:
-    last = spans[-1][1]
-    supervised = np.zeros(last + 1, np.uint8)
-    for start, end in spans:
-        supervised[max(start, 1) : end + 1] = 1
-    return np.array(ids[: last + 1], np.int32), supervised
+_Aligned = tuple[NDArray[np.int64], list[int]]
+"""Ids of the copy of the tokenizer, without cuts, and the indices at which answers start."""
 
 
-def _stop(
-    template: Template, whole: Located, start: int, end: int, stops: Sequence[int], where: str
-) -> int:
-    """Return the index of the token that ends the answer starting at token `start`."""
-    for index in range(start, len(whole)):
-        token, position = whole[index]
-        if position >= end:
-            break
-        if token in stops:
-            return index
-    names = ", ".join(repr(template.tokenizer.convert_ids_to_tokens(stop)) for stop in stops)
-    raise InputError(
-        template.name,
-        f"an answer of {where} does not end with a token that generation stops on ({names})",
-        "use a model whose chat template closes answers, or add its token to eos_token_id in "
-        "generation_config.json",
-    )
+def _encode(
+    template: Template, texts: Sequence[tuple[str, list[int]]]
+) -> list[_Aligned | None]:  # fmt: skip
+    """Encode quoted texts, each with the positions where its answers start; None for a text that
+    would be another if it were cut."""
+    encoded = template.quoting.encode([text for text, _ in texts])
+    prompts = _encode_ends(template, texts)
+    found: list[_Aligned | None] = []
+    for (text, starts), ids in zip(texts, encoded, strict=True):
+        aligned = _indices(template, text, starts, ids, prompts)
+        if None not in aligned:
+            found.append((np.array(ids), [index for index in aligned if index is not None]))
+        else:
+            found.append(_cut(template, text, starts, ids))
+    return found
 
 
-def _cut(template: Template, chat: Rendered, whole: Located) -> tuple[Located, list[int]]:
-    """Encode a row with a cut before each answer; return its tokens and the answers' indices."""
-    starts = [start for start, _ in chat.answers]
-    bounds = list(pairwise([0, *starts, len(chat.text)]))
-    (cut,) = template.quoting.encode([CUT.join(chat.text[a:b] for a, b in bounds)])
-    # Positions count the cuts before them; they are taken out again.
-    shifts = [start + len(CUT) * number for number, start in enumerate(starts, start=1)]
-    found = [(token, at - len(CUT) * bisect_right(shifts, at)) for token, at in cut]
-    decode = template.tokenizer.decode
-    if decode([token for token, _ in found]) != decode([token for token, _ in whole]):
-        raise InputError(
-            template.name,
-            f"its prompt for an answer of {chat.where} shares a token with the answer",
-            "let the generation prompt not end in a space",
-        )
-    return found, [bisect_left([at for _, at in found], start) for start in starts]
+def _encode_ends(
+    template: Template, texts: Sequence[tuple[str, list[int]]]
+) -> dict[str, list[int]]:  # fmt: skip
+    """Return the ids of how each prompt ends, from its last special token on.
+
+    No token reaches across a special one, so what stands before it is encoded as in the whole.
+    """
+    known = template.known
+    ends = {_end(text, start) for text, starts in texts for start in starts}
+    new = [end for end in ends if end not in known]
+    encoded = dict(zip(new, template.quoting.encode(new), strict=True)) if new else {}
+    if len(known) < _MOST_KNOWN:
+        known.update({end: ids for end, ids in encoded.items() if len(end) <= _KNOWN_CHARACTERS})
+    return known | encoded if encoded else known
+
+
+def _end(text: str, start: int) -> str:
+    closing = text.rfind(QUOTE, 0, start)
+    return text[text.rfind(QUOTE, 0, closing) : start] if closing >= 0 else text[:start]
+
+
+def _indices(
+    template: Template, text: str, starts: list[int], ids: list[int], prompts: dict[str, list[int]]
+) -> list[int | None]:
+    """Return the index of the token at which each answer starts; None where one reaches across."""
+    places = np.flatnonzero(template.quoting.quoted[ids])
+    found: list[int | None] = []
+    for start in starts:
+        prompt = prompts[_end(text, start)]
+        special = text.count(QUOTE, 0, start) // 2
+        first = int(places[special - 1]) if special else 0
+        fits = ids[first : first + len(prompt)] == prompt
+        found.append(first + len(prompt) if fits else None)
+    return found
+
+
+def _cut(
+    template: Template, text: str, starts: list[int], whole: list[int]
+) -> _Aligned | None:  # fmt: skip
+    """Encode a text that is cut before every answer into which a token of its prompt reaches."""
+    ids, starts = whole, list(starts)
+    while None in (indices := _cut_indices(template, text, starts, ids)):
+        # From left to right, since a cut changes what follows it up to the next special token.
+        start = starts[indices.index(None)]
+        text = f"{text[:start]}{CUT}{text[start:]}"
+        starts = [at + len(CUT) * (at >= start) for at in starts]
+        [ids] = template.quoting.encode([text])
+    originals, decode = template.quoting.originals, template.tokenizer.decode
+    kept = originals[ids] >= 0
+    if decode(originals[ids][kept].tolist()) != decode(originals[whole].tolist()):
+        return None
+    before: NDArray[np.int64] = np.cumsum(kept) - kept
+    return np.array(ids)[kept], [int(before[index]) for index in indices if index is not None]
+
+
+def _cut_indices(
+    template: Template, text: str, starts: list[int], ids: list[int]
+) -> list[int | None]:  # fmt: skip
+    return _indices(template, text, starts, ids, _encode_ends(template, [(text, starts)]))
+
+
+def _shared(template: Template, where: str) -> InputError:
+    found = f"its prompt for an answer of {where} shares a token with the answer"
+    mend = "let the generation prompt not end in a space, or set data.chat_template"
+    return InputError(template.name, found, mend)

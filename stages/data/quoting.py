@@ -8,14 +8,17 @@ the very tokens that its letters have beside their neighbours.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from stages.errors import InputError
 
+if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 QUOTE = "\U0010fffd"
@@ -23,54 +26,71 @@ QUOTE = "\U0010fffd"
 CUT = QUOTE * 2
 """Where it stands, no token reaches across; it leaves no token itself."""
 
-Located = list[tuple[int, int]]
-"""Each token with the position in the text where it starts."""
-
 
 @dataclass(frozen=True, slots=True)
 class Quoting:
-    """A copy of a fast tokenizer in which only quoted special tokens are special."""
+    """A copy of a fast tokenizer in which only quoted special tokens are special.
+
+    The ids of the copy are those of the tokenizer, and one more for each quoted token.
+    """
 
     backend: Any
-    texts: tuple[str, ...]
-    """Every special token, longest first."""
-    ids: dict[int, int | None]
-    """Ids of quoted tokens in the copy, and those they stand for; None for a cut."""
+    special: re.Pattern[str]
+    """Any special token as it is spelled, the longest where several fit."""
+    originals: NDArray[np.int32]
+    """The tokenizer's id for each id of the copy, -1 for a cut."""
+    quoted: NDArray[np.bool_]
+    """Which ids of the copy are quoted tokens or cuts."""
 
     def quote(self, text: str) -> str:
         """Put quotes around every special token in `text`."""
-        if not self.texts:
-            return text
-        return re.sub("|".join(map(re.escape, self.texts)), rf"{QUOTE}\g<0>{QUOTE}", text)
+        return self.special.sub(_quoted, text)
 
-    def encode(self, texts: Sequence[str]) -> list[Located]:
-        """Encode quoted texts, without adding special tokens."""
-        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
-        return [
-            [
-                (token, start)
-                for found, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
-                if (token := self.ids.get(found, found)) is not None
-            ]
-            for encoding in encodings
-        ]
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode quoted texts to ids of the copy, without adding special tokens.
+
+        What stands between two quoted tokens is encoded by itself.
+        """
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
 
-def open_quoting(tokenizer: PreTrainedTokenizerBase) -> Quoting:
-    """Copy the fast tokenizer behind `tokenizer`, which stays as it is."""
+def open_quoting(tokenizer: PreTrainedTokenizerBase, where: str, also: Collection[int]) -> Quoting:
+    """Copy the fast tokenizer behind `tokenizer`, which stays as it is.
+
+    Special are the tokens that it calls so, and of its added tokens those in `also`. Raises
+    InputError at `where` for a tokenizer to which no token can be added.
+    """
     backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
     backend.encode_special_tokens = True
     special = {
-        number: token for number, token in tokenizer.added_tokens_decoder.items() if token.special
+        number: token
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special or number in also
     }
     backend.add_tokens([AddedToken(CUT, normalized=False)])
     backend.add_tokens([
         AddedToken(f"{QUOTE}{token.content}{QUOTE}", normalized=False, lstrip=token.lstrip,
-                   rstrip=token.rstrip, single_word=token.single_word)
+                   rstrip=token.rstrip)
         for token in special.values()
     ])  # fmt: skip
-    ids: dict[int, int | None] = {backend.token_to_id(CUT): None}
+    stand_ins = {backend.token_to_id(CUT): -1}
     for number, token in special.items():
-        ids[backend.token_to_id(f"{QUOTE}{token.content}{QUOTE}")] = number
+        stand_ins[backend.token_to_id(f"{QUOTE}{token.content}{QUOTE}")] = number
+    if any(tokenizer.backend_tokenizer.id_to_token(number) is not None for number in stand_ins):
+        mend = "set model.path to a model with another tokenizer"
+        raise InputError(where, "the ids of its tokenizer leave no room for more", mend)
+    originals = np.arange(max([*stand_ins, *special]) + 1, dtype=np.int32)
+    quoted = np.zeros(len(originals), np.bool_)
+    for copied, number in stand_ins.items():
+        originals[copied], quoted[copied] = number, True
     texts = sorted((token.content for token in special.values()), key=len, reverse=True)
-    return Quoting(backend, tuple(texts), ids)
+    # Without special tokens a pattern that matches nothing.
+    pattern = re.compile("|".join(map(re.escape, texts)) or "(?!)")
+    return Quoting(backend, pattern, originals, quoted)
+
+
+def _quoted(match: re.Match[str]) -> str:
+    return f"{QUOTE}{match[0]}{QUOTE}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ SPLITS = ("valid", "test")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The last answer of one held-out conversation, and what comes before it."""
+    """The last trained answer of one held-out conversation, and what comes before it."""
 
     split: str
     row: int
@@ -25,13 +26,29 @@ class Question:
     """File and line the row was read from."""
     prompt: tuple[Message, ...]
     reference: str
+    tools: list[dict[str, Any]] | None = None
+    """The functions that the row offers to call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What is asked of one split."""
+
+    asked: list[Question]
+    tool_calls: int
+    """Conversations that are not asked, since their last trained answer calls a tool."""
 
 
 def is_chat(directory: Path) -> bool:
-    """Tell whether the prepared rows are conversations; raises InputError where nothing says."""
-    path = directory / "prepared.json"
+    """Tell whether any of the prepared rows are conversations.
+
+    Raises InputError where nothing says.
+    """
+    path = directory / "doctor.json"
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["data_format"] == "chat")
+        return {"chat": True, "mixed": True, "text": False}[
+            json.loads(path.read_text(encoding="utf-8"))["kind"]
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         found = f"cannot be read ({type(error).__name__})"
         raise InputError(str(path), found, "prepare the data again") from error
@@ -45,15 +62,26 @@ def choose(count: int, limit: int | None, seed: int, split: str) -> list[int]:
     return sorted(drawn[:limit])
 
 
-def read_questions(directory: Path, split: str, rows: list[int]) -> list[Question]:
-    """Return the questions of the given rows of a prepared split."""
-    # Not splitlines: texts may hold other characters that it takes for the end of a line.
-    lines = (directory / f"{split}.jsonl").read_text(encoding="utf-8").split("\n")
-    return [_question(split, row, json.loads(lines[row])) for row in rows]
+def read_questions(directory: Path, split: str, rows: Collection[int]) -> Questions:
+    """Return the questions of the given rows of a prepared split.
 
-
-def _question(split: str, row: int, content: dict[str, Any]) -> Question:
-    messages = content["messages"]
-    last = max(n for n, message in enumerate(messages) if message["role"] == "assistant")
-    return Question(split, row, content["source"], tuple(messages[:last]),
-                    messages[last]["content"])  # fmt: skip
+    A prepared conversation ends with its last trained answer. Text is not asked, nor is an answer
+    that calls a tool.
+    """
+    wanted, asked, tool_calls = set(rows), list[Question](), 0
+    path = directory / f"{split}.jsonl"
+    # Texts may hold other characters than this one that would be taken for the end of a line.
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        for row, line in enumerate(lines):
+            if row not in wanted:
+                continue
+            content = json.loads(line)
+            if "text" in content:
+                continue
+            *before, answer = content["messages"]
+            if "tool_calls" in answer:
+                tool_calls += 1
+            else:
+                asked.append(Question(split, row, content["source"], tuple(before),
+                                      answer["content"], content.get("tools")))  # fmt: skip
+    return Questions(asked, tool_calls)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def read_lines(directory: Path, scores: Scores) -> list[Line]:
         found = f"cannot be read ({type(error).__name__})"
         raise InputError(str(path), found, "score the base again") from error
     wanted = [_asked(question) for question in scores.questions]
-    if [{key: line.get(key) for key in _ASKED} for line in lines] != wanted:
+    if [{key: line[key] for key in _ASKED if key in line} for line in lines] != wanted:
         raise InputError(str(path), "holds the answers to other questions", "score the base again")
     return lines
 
@@ -64,7 +64,7 @@ def write_report(
         "counts": counts,
         "definitions": DEFINITIONS,
         "answers": {
-            "question": "the last assistant turn of each row",
+            "question": "the last trained assistant turn of each row, unless it calls a tool",
             "temperature": 0,
             "max_tokens": evaluate.max_tokens,
         },
@@ -87,11 +87,12 @@ def side_by_side(lines: Sequence[Line], count: int) -> str:
     return "\n\n".join(blocks)
 
 
-_ASKED = ("split", "row", "source", "prompt", "reference")
+_ASKED = tuple(field.name for field in fields(Question))
 
 
 def _asked(question: Question) -> Line:
-    return asdict(question) | {"prompt": list(question.prompt)}
+    line = asdict(question) | {"prompt": list(question.prompt)}
+    return {key: value for key, value in line.items() if key != "tools" or value}
 
 
 def _said(answer: Answer) -> Line:

@@ -12,6 +12,7 @@ import numpy as np
 from mlx import nn
 
 from stages.artifacts import BaseModel, Reporter
+from stages.data.given_template import given_template
 from stages.data.rows import Rows, open_rows
 from stages.errors import StopRequested
 from stages.evaluation.metrics import Score, answer_metrics, loss_metrics, score
@@ -75,31 +76,38 @@ def score_model(
 ) -> Scores:
     """Score `module`, the base as it is or with an adapter on it, on valid and test rows.
 
-    The same arguments on the same kind of machine give the same scores. Text rows have a loss
-    alone.
+    The same arguments on the same kind of machine give the same scores. Text rows, and rows that
+    end in a call of a tool, have a loss alone.
     """
     module.eval()
     splits = {split: open_rows(prepared, split) for split in SPLITS}
     chosen = {split: choose(len(rows), evaluate.rows, seed, split)
               for split, rows in splits.items()}  # fmt: skip
-    chat = is_chat(prepared)
-    total = sum(map(len, chosen.values()))
-    progress = _Progress(report, total * (2 if chat else 1))
-    scores = Scores({}, {}, [], [])
+    questions = {split: read_questions(prepared, split, rows)
+                 for split, rows in chosen.items()} if is_chat(prepared) else {}  # fmt: skip
+    scores = Scores({}, {}, [one for split in questions.values() for one in split.asked], [])
+    progress = _Progress(report, sum(map(len, chosen.values())) + len(scores.questions))
     for split, rows in splits.items():
         loss_sum, tokens = _loss(module, rows, chosen[split], progress)
         _add(scores, split, loss_metrics(loss_sum, tokens))
         scores.counts[split] = {"rows": len(rows), "scored_rows": len(chosen[split]),
                                 "supervised_tokens": tokens}  # fmt: skip
-        if chat:
-            scores.questions += read_questions(prepared, split, chosen[split])
     if scores.questions:
-        scores.answers = _answers(module, model, scores.questions, evaluate, report, progress)
-    for split in SPLITS if chat else ():
+        template = given_template(prepared)
+        scores.answers = _answers(
+            module, model, template, scores.questions, evaluate, report, progress
+        )
+    for split, read in questions.items():
         pairs = zip(scores.questions, scores.answers, strict=True)
         judged = [answer.score for question, answer in pairs if question.split == split]
         _add(scores, split, answer_metrics(judged))
-        scores.counts[split]["json_references"] = sum(one.json_valid is not None for one in judged)
+        scores.counts[split] |= {
+            "json_references": sum(one.json_valid is not None for one in judged),
+            "tool_calls": read.tool_calls,
+        }
+        if read.tool_calls:
+            report.log(f"{split}: {read.tool_calls:,} rows end in a call of a tool and "
+                       "are scored by their loss alone")  # fmt: skip
     return scores
 
 
@@ -137,6 +145,7 @@ def _passes(rows: Rows, chosen: Sequence[int]) -> Iterator[list[int]]:
 def _answers(
     module: nn.Module,
     model: BaseModel,
+    template: str | None,
     questions: Sequence[Question],
     evaluate: Evaluate,
     report: Reporter,
@@ -146,12 +155,12 @@ def _answers(
     tokenizer = load_tokenizer(model.directory)
     stops = stop_token_ids(model.directory, tokenizer)
     engine = Engine(module, tokenizer, stops, batch_size=evaluate.batch_size)
-    encode = open_chat(tokenizer, model.directory)
+    encode = open_chat(tokenizer, model.directory, template)
     sampling = Sampling(max_tokens=evaluate.max_tokens)
     answers = [Answer("", "length", 0, score(q.reference, "", "length")) for q in questions]
     jobs, places = [], []
     for place, question in enumerate(questions):
-        prompt = encode(question.prompt, question.source)
+        prompt = encode(question.prompt, question.source, question.tools)
         if engine.context_tokens is None or len(prompt) < engine.context_tokens:
             jobs.append(Job(prompt=prompt, sampling=sampling))
             places.append(place)

@@ -14,7 +14,7 @@ from stages.generation.decode import complete
 from stages.generation.engine import Engine, Job
 from stages.generation.prompts import ChatEncoder, TextEncoder, open_chat, open_text
 from stages.generation.sampling import Sampling
-from stages.lora.files import load_adapter
+from stages.lora.files import load_adapter, trained_template
 from stages.models.loading import load_model
 from stages.models.tokenizer import load_tokenizer, stop_token_ids
 
@@ -54,12 +54,12 @@ def answer(
     adapter: Adapter | None = None,
     report: Teller,
 ) -> Answered:
-    """Answer prompts, each `{"where", "messages"}` or, unless `chat`, `{"where", "text"}`.
+    """Answer prompts, each `{"where", "messages", "tools"}` or, unless `chat`, `{"where", "text"}`.
 
-    One answer is told piece by piece, several are told whole, each when it ends. The model stays
-    loaded for the next call. `sampling` holds fields of Sampling. Raises SettingError and
-    InputError for what cannot be answered, before anything is generated; StopRequested when
-    asked to stop.
+    The adapter brings the chat template it was trained with. One answer is told piece by piece,
+    several are told whole, each when it ends. The model stays loaded for the next call.
+    `sampling` holds fields of Sampling. Raises SettingError and InputError for what cannot be
+    answered, before anything is generated; StopRequested when asked to stop.
     """
     # JSON, in which the orchestrator asks, has lists only.
     fields: dict[str, Any] = {**sampling, "stop": tuple(sampling.get("stop", ()))}
@@ -84,17 +84,18 @@ def answer(
 @lru_cache(maxsize=1)
 def _load(directory: Path, dtype: str, adapter: Path | None, chat: bool) -> _Loaded:
     tokenizer = load_tokenizer(directory)
+    template = None if adapter is None else trained_template(adapter)
     module = load_model(BaseModel(directory=directory, dtype=dtype))
     if adapter is not None:
         load_adapter(module, adapter)
     module.eval()
     stops = stop_token_ids(directory, tokenizer)
     engine = Engine(module, tokenizer, stops, batch_size=BATCH_SIZE)
-    encode = open_chat(tokenizer, directory) if chat else None
+    encode = open_chat(tokenizer, directory, template) if chat else None
     return _Loaded(engine, encode, open_text(tokenizer))
 
 
 def _encode(loaded: _Loaded, prompt: Mapping[str, Any]) -> list[int]:
     if loaded.chat is None:
         return loaded.text(prompt["text"], prompt["where"])
-    return loaded.chat(prompt["messages"], prompt["where"])
+    return loaded.chat(prompt["messages"], prompt["where"], prompt["tools"])

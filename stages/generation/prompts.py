@@ -4,49 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from stages.data.formats import Message, parse
-from stages.data.masks import encode_chats
-from stages.data.template import read_template, render
+from stages.data.formats import Message
+from stages.data.masks import prompt_tokens
+from stages.data.messages import check_turns
+from stages.data.template import read_template
+from stages.data.tools import read_tools
 from stages.errors import InputError
-from stages.models.tokenizer import stop_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ChatEncoder = Callable[[Sequence[Message], str], list[int]]
-"""(turns, their name in messages) to the tokens after which the next answer starts."""
+
+class ChatEncoder(Protocol):
+    """What turns a conversation into the tokens after which the next answer starts."""
+
+    def __call__(
+        self,
+        messages: Sequence[Message],
+        where: str,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> list[int]:
+        """Encode the turns, which messages call `where`, and the functions offered to call."""
+
 
 TextEncoder = Callable[[str, str], list[int]]
 """(text, its name in messages) to the tokens to be continued."""
 
-_ANSWER: Message = {"role": "assistant", "content": "x"}
 
-
-def open_chat(tokenizer: PreTrainedTokenizerBase, directory: Path) -> ChatEncoder:
+def open_chat(
+    tokenizer: PreTrainedTokenizerBase, directory: Path, chat_template: str | None = None
+) -> ChatEncoder:
     """Return the encoder of conversations for the model in `directory`.
 
     It is the one that made the training rows: an answer is generated after the very tokens it
     would have been trained after, and special tokens that a turn spells out stay plain text.
-    Opening raises InputError where the model has no chat template, encoding where the turns are
-    no conversation or the template refuses them.
+    `chat_template` replaces the tokenizer's own. Opening raises InputError where the model has no
+    chat template, encoding where the turns are no conversation or the template refuses them.
     """
     _read_whole(tokenizer)
-    template = read_template(tokenizer, directory)
-    stops = stop_token_ids(directory, tokenizer)
+    template = read_template(tokenizer, directory, chat_template)
 
-    def encode(messages: Sequence[Message], where: str) -> list[int]:
+    def encode(
+        messages: Sequence[Message], where: str, tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
         if not messages:
             raise InputError(where, "found no turns", "write one to answer")
-        # The turn that the model is to write is there while rendering, and cut off again.
-        row = parse({"messages": [*messages, _ANSWER]}, "chat", where, where)
-        [(tokens, supervised)] = encode_chats(template, [render(template, row)], stops, "assistant")
-        length = int(np.flatnonzero(supervised == 0)[-1]) + 1
-        prompt: list[int] = tokens[:length].tolist()
-        return prompt
+        turns = check_turns(list(messages), where)
+        if turns[0]["role"] == "assistant":
+            expected = "expected a user or system turn"
+            raise InputError(where, f"found an assistant turn first, {expected}", "leave it out")
+        offered = read_tools({"tools": tools}, where) or None
+        return prompt_tokens(template, turns, where, tools=offered)
 
     return encode
 

@@ -12,6 +12,12 @@ import numpy as np
 from mlx import nn
 from safetensors.numpy import save_file
 
+from stages.data.given_template import (
+    TEMPLATE_FILE,
+    given_template,
+    template_digest,
+    write_template,
+)
 from stages.errors import InputError
 from stages.lora.bank import Parameters, attach
 from stages.lora.dora import DoRALinear
@@ -22,6 +28,7 @@ from stages.lora.targets import Targets, linear_layers, select
 FORMAT = 1
 WEIGHTS_FILE = "adapters.safetensors"
 CONFIG_FILE = "adapter_config.json"
+_DIGEST_KEY = "chat_template_sha256"
 
 
 def save_adapter(
@@ -30,11 +37,13 @@ def save_adapter(
     shape: AdapterShape,
     targets: Targets,
     extra: Mapping[str, Any],
+    chat_template: str | None = None,
 ) -> None:
     """Write one adapter; equal arguments give equal bytes. `extra` is added to its configuration.
 
     Tensors: `<path>.lora_a` (in, rank), `<path>.lora_b` (rank, out) and, of DoRA, `<path>.m`
-    (out,), float32.
+    (out,), float32. A chat template that replaced the tokenizer's own in training is written
+    beside them, and its digest is recorded.
     """
     tensors = {f"{path}.{name}": np.array(value)
                for path, weights in adapter.items() for name, value in weights.items()}  # fmt: skip
@@ -50,14 +59,19 @@ def save_adapter(
             "keys": list(targets.keys),
         },
     }
-    _write_config(directory / CONFIG_FILE, config)
+    _write_config(directory, config, chat_template)
 
 
-def save_weights(directory: Path, weights: Weights, extra: Mapping[str, Any]) -> None:
-    """Write all weights of a model as mlx-lm does where it trained them without an adapter."""
+def save_weights(
+    directory: Path, weights: Weights, extra: Mapping[str, Any], chat_template: str | None = None
+) -> None:
+    """Write all weights of a model as mlx-lm does where it trained them without an adapter.
+
+    The chat template is treated as `save_adapter` does.
+    """
     tensors = dict(sorted(weights.items()))
     mx.save_safetensors(str(directory / WEIGHTS_FILE), tensors, {"format": "mlx"})
-    _write_config(directory / CONFIG_FILE, {**extra, "fine_tune_type": "full"})
+    _write_config(directory, {**extra, "fine_tune_type": "full"}, chat_template)
 
 
 def load_adapter(model: nn.Module, directory: Path) -> Tuning:
@@ -88,6 +102,21 @@ def load_adapter(model: nn.Module, directory: Path) -> Tuning:
     return bank
 
 
+def trained_template(directory: Path) -> str | None:
+    """Return the chat template that an adapter was trained with; None: the tokenizer's own.
+
+    Raises InputError where the file is not the one that the adapter's configuration records.
+    """
+    recorded = _read_config(directory / CONFIG_FILE).get(_DIGEST_KEY)
+    if recorded is None:
+        return None
+    template = given_template(directory)
+    if template is None or template_digest(template) != recorded:
+        found = "is missing" if template is None else "is not the file that was trained with"
+        raise InputError(str(directory / TEMPLATE_FILE), found, "train the adapter again")
+    return template
+
+
 def _load_weights(
     model: nn.Module, path: Path, tensors: Mapping[str, mx.array], *, whole: bool
 ) -> FullWeights:
@@ -102,9 +131,13 @@ def _load_weights(
     return weights
 
 
-def _write_config(path: Path, config: Mapping[str, Any]) -> None:
-    text = json.dumps({**config, "format": FORMAT}, indent=2, sort_keys=True) + "\n"
-    path.write_text(text, encoding="utf-8")
+def _write_config(directory: Path, config: Mapping[str, Any], chat_template: str | None) -> None:
+    described = {**config, "format": FORMAT}
+    if chat_template is not None:
+        write_template(directory, chat_template)
+        described[_DIGEST_KEY] = template_digest(chat_template)
+    text = json.dumps(described, indent=2, sort_keys=True) + "\n"
+    (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -23,8 +23,9 @@ class Offer:
 
     adapters: Mapping[str, str | None]
     """Name in a request to the engine's adapter; None: the model as it was loaded."""
-    encode: ChatEncoder
-    """Not safe to call from two threads at a time."""
+    encoders: Mapping[str, ChatEncoder]
+    """By the name in a request, since an adapter may have been trained with a chat template of its
+    own. Not safe to call from two threads at a time."""
     directory: Path
     context_tokens: int | None
     vocabulary_tokens: int
@@ -60,7 +61,8 @@ class Offer:
     def job(self, request: ChatRequest, sampling: Sampling) -> Job:
         """Encode the conversation; raises Problem where it is none, or leaves no room to answer."""
         try:
-            prompt = self.encode([_turn(message) for message in request.messages], "messages")
+            turns = [_turn(message) for message in request.messages]
+            prompt = self.encoders[request.model](turns, "messages")
         except InputError as error:
             found = f"{error.where}: {error.found}".replace(str(self.directory), "this model")
             raise Problem(400, found, param="messages", code="invalid_value") from error
@@ -73,16 +75,26 @@ class Offer:
         return Job(prompt=prompt, sampling=sampling, adapter=self.adapters[request.model])
 
 
-def open_offer(directory: Path, adapters: Mapping[str, str | None], max_tokens: int) -> Offer:
+def open_offer(
+    directory: Path,
+    adapters: Mapping[str, str | None],
+    max_tokens: int,
+    template: str | None = None,
+) -> Offer:
     """Read the limits and the chat template of the model in `directory`, without its weights.
 
-    The tokenizer is its own: the engine's must not be used while another thread encodes with it.
+    `template` is that of the adapters, where they were trained with another; the untuned model
+    takes it too if it has none itself. The tokenizer is the offer's own: the engine's must not be
+    used while another thread encodes with it.
     """
     tokenizer = load_tokenizer(directory)
+    tuned = open_chat(tokenizer, directory, template)
+    differs = template is not None and tokenizer.chat_template is not None
+    untuned = open_chat(tokenizer, directory) if differs else tuned
     config = read_json(directory / "config.json")
     return Offer(
         adapters=adapters,
-        encode=open_chat(tokenizer, directory),
+        encoders={name: tuned if adapter else untuned for name, adapter in adapters.items()},
         directory=directory,
         context_tokens=config.get("max_position_embeddings"),
         vocabulary_tokens=config.get("vocab_size", len(tokenizer)),

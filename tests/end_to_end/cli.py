@@ -26,7 +26,7 @@ def _small_rows() -> Path:
 
 
 QUICK = (
-    "data=chat",
+    "data=local",
     f"data.path={_small_rows()}",
     "train.steps=6",
     "train.validations_per_epoch=1",

@@ -50,9 +50,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (cwd / "my.jsonl").write_text("\n".join(small))
     (cwd / "folder").mkdir()
     text = [json.dumps({"text": f"Line {n} of a text."}) for n in range(40)]
-    for split in ("train", "valid"):
-        (cwd / "folder" / f"{split}.jsonl").write_text("\n".join(text[::2]))
-    directory, _ = cli.succeed(cwd, *SHORT, "data=chat", "data.path=my.jsonl")
+    for split, chosen in (("train", text[::2]), ("valid", text[1::2])):
+        (cwd / "folder" / f"{split}.jsonl").write_text("\n".join(chosen))
+    directory, _ = cli.succeed(cwd, *SHORT, "data.path=my.jsonl")
     shutil.copytree((directory / "model").resolve(), cwd / "my-model")
     (cwd / "my-model" / "manifest.json").unlink()
     return cwd

@@ -203,12 +203,10 @@ def test_two_trials_share_one_prepare(finished) -> None:
 
 
 def test_users_own_text_trains(tmp_path: Path) -> None:
-    """data=text with a file of one's own trains, and splits off validation rows by itself."""
+    """A file of texts of one's own trains, and gives validation rows by itself."""
     rows = [{"text": f"row {n} says {n * 7 % 10}"} for n in range(40)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _, record = cli.succeed(
-        tmp_path, *cli.QUICK, cli.TRAIN, "data=text", "data.supervise=all", "data.path=mine.jsonl"
-    )
+    _, record = cli.succeed(tmp_path, *cli.QUICK, cli.TRAIN, "data.path=mine.jsonl")
     assert record["metrics"]["prepare.train.rows"] + record["metrics"]["prepare.valid.rows"] < 41
     assert record["metrics"]["valid.loss"] > 0
 
@@ -219,9 +217,7 @@ def test_wikisql_trains(tmp_path: Path) -> None:
     folder = cli.ROOT.parent / "shared" / "data" / "wikisql"
     if not folder.is_dir():
         pytest.skip("the WikiSQL files are not beside the checkout")
-    _, record = cli.succeed(
-        tmp_path, "data=text", f"data.path={folder}", "train.epochs=1", cli.TRAIN
-    )
+    _, record = cli.succeed(tmp_path, f"data.path={folder}", "train.epochs=1", cli.TRAIN)
     metrics = record["metrics"]
     assert metrics["prepare.train.rows"] == 1000
     assert metrics["valid.loss"] < 0.9 * metrics["valid.loss_before"]

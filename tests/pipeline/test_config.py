@@ -35,7 +35,7 @@ def settled(*words: str) -> Config:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_validates(group, option):
     """Each option of each group gives a whole configuration, once its mandatory path is given."""
-    needed = [NEEDED[group]] if option in ("local", "chat", "text") else []
+    needed = [NEEDED[group]] if option in ("local", "hub") else []
     config = settled(f"{group}={option}", *needed)
     assert isinstance(config, Config)
 
@@ -89,6 +89,15 @@ def test_values_become_the_types_of_the_schema():
     assert (config.name, config.stages) == ("3", ("train",))
 
 
+def test_a_mapping_and_a_list_are_set_whole():
+    """data.columns takes names of the user's own, data.path one entry or several."""
+    config = settled("data.columns={user: question, assistant: 'the answer'}")
+    assert config.data.columns == {"user": "question", "assistant": "the answer"}
+    assert settled("data.columns=null").data.columns is None
+    mixed = settled("data.path=[samples,samples]", "data.weights=[1,0.5]").data
+    assert (mixed.path, mixed.weights) == (("samples", "samples"), (1.0, 0.5))
+
+
 def test_a_value_may_refer_to_another_key():
     """`lora.alpha=${lora.rank}` follows the rank that is given beside it."""
     assert settled("lora.alpha=${lora.rank}", "lora.rank=6").lora.alpha == 6.0
@@ -96,7 +105,8 @@ def test_a_value_may_refer_to_another_key():
 
 def test_plain_values_make_the_same_settings_again():
     """What is recorded of a configuration rebuilds each group as it was."""
-    recorded = asdict(settled("lora.targets=[q_proj]", "optimizer=muon"))
+    words = ("lora.targets=[q_proj]", "optimizer=muon", "data.columns={text: body}")
+    recorded = asdict(settled(*words))
     for group in GROUPS:
         if group in recorded:
             built = from_values(group, recorded[group])
@@ -111,6 +121,8 @@ def test_every_key_says_what_it_takes():
     assert expected("dry_run") == "true or false"
     assert expected("optimizer.learning_rate") == "a number or auto"
     assert expected("optimizer.betas") == "2 numbers in a list or null"
+    assert expected("data.path") == "text or a list such as [a,b]"
+    assert expected("data.columns") == "a mapping such as {a: b} or null"
     assert expected("model.dtype") == "one of float32, bfloat16, float16 or null"
 
 

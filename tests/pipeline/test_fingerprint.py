@@ -1,16 +1,24 @@
 """The key of a stage changes with what decides its bytes, and with nothing else."""
 
+import hashlib
 import importlib.util
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import fingerprint
+from pipeline import fingerprint, schema
+from pipeline.compose import opened
+from pipeline.configure import configure
 from pipeline.errors import Refused
+from pipeline.overrides import read
+from pipeline.plan import TABLE
 from pipeline.resolved import digest
+from pipeline.schema import Config
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -100,26 +108,104 @@ def test_code_digest_imports_nothing(package: Path) -> None:
     assert {name for name in set(sys.modules) - before if name.startswith("stages")} == set()
 
 
-def test_data_identity_follows_bytes_not_names_of_folders(tmp_path: Path) -> None:
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+X, Y = '{"text": "x"}\n', '{"text": "y"}\n'
+
+
+def identity(config: Config, commits: dict[str, str] | None = None, **data: Any) -> dict[str, Any]:
+    return fingerprint.data_identity(replace(config.data, **data), commits or {})
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    schema.register()
+    with opened(None, "config") as composer:
+        given = read([], composer.loader, sweeping=False)
+        return configure(composer.compose(given), given, composer)[0]
+
+
+def write(folder: Path, **texts: str) -> str:
+    """Write `name=text` as files of rows into a new folder, and return its path."""
+    folder.mkdir()
+    for name, text in texts.items():
+        (folder / f"{name}.jsonl").write_text(text)
+    return str(folder)
+
+
+def test_data_identity_follows_bytes_not_names_of_folders(config: Config, tmp_path: Path) -> None:
     """The same rows in another folder have the same identity; another byte another one."""
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "train.jsonl").write_text('{"text": "x"}\n')
-    same = fingerprint.data_identity(str(tmp_path / "a"))
-    assert fingerprint.data_identity(str(tmp_path / "b")) == same
-    (tmp_path / "b" / "train.jsonl").write_text('{"text": "y"}\n')
-    assert fingerprint.data_identity(str(tmp_path / "b")) != same
+    one = identity(config, path=write(tmp_path / "a", train=X, dev=Y))
+    assert one == {
+        "dev.jsonl": {"valid": hashlib.sha256(Y.encode()).hexdigest()},
+        "train.jsonl": {"train": hashlib.sha256(X.encode()).hexdigest()},
+    }
+    assert identity(config, path=write(tmp_path / "b", train=X, dev=Y)) == one
+    assert identity(config, path=write(tmp_path / "c", train=X, dev=X)) != one
+    assert identity(config, path=write(tmp_path / "d", train=X, test=Y)) != one
+    pattern = str(tmp_path / "a" / "*.jsonl")
+    assert identity(config, path=pattern) == one
 
 
-def test_rows_that_are_gone_have_no_identity(tmp_path: Path) -> None:
+def test_data_identity_follows_the_order_of_the_entries(config: Config, tmp_path: Path) -> None:
+    """Entries may hold files of the same name; which comes first decides weights and order."""
+    a, b = (str(Path(write(tmp_path / n, rows=text)) / "rows.jsonl") for n, text in
+            (("a", X), ("b", Y)))  # fmt: skip
+    both = identity(config, path=(a, b))
+    assert len(both) == 2
+    assert identity(config, path=(b, a)) != both
+    assert identity(config, path=(a,)) == identity(config, path=a)
+
+
+def test_data_of_the_hub_is_its_commit(config: Config) -> None:
+    """The commit stands for the rows, whatever branch it was found by; samples are our own."""
+    found = identity(config, {"owner/name": COMMIT}, path=("owner/name", "samples"))
+    assert found == {"0: owner/name": {"commit": COMMIT}, "1: samples": {"bundled": True}}
+    other = identity(config, {"owner/name": COMMIT[::-1]}, path=("owner/name", "samples"))
+    assert other != found
+
+
+def test_converter_and_template_count_by_their_content(config: Config, tmp_path: Path) -> None:
+    """Where the user's two files lie does not count; a byte of them does, and the function."""
+    seen = [identity(config)]
+    for folder, code in (("a", "def one(row): ..."), ("b", "def one(row): ...")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.py").write_text(code)
+        (tmp_path / folder / "rows.jinja").write_text("{{ messages }}")
+    same = [
+        identity(config, convert=f"{tmp_path / folder / 'rows.py'}:one",
+                 chat_template=str(tmp_path / folder / "rows.jinja"))
+        for folder in ("a", "b")
+    ]  # fmt: skip
+    assert same[0] == same[1]
+    seen.append(same[0])
+    seen.append(identity(config, convert=f"{tmp_path / 'a' / 'rows.py'}:one"))
+    seen.append(identity(config, convert=f"{tmp_path / 'a' / 'rows.py'}:two"))
+    (tmp_path / "a" / "rows.py").write_text("def one(row): return row")
+    seen.append(identity(config, convert=f"{tmp_path / 'a' / 'rows.py'}:one"))
+    assert len({digest(one) for one in seen}) == len(seen)
+
+
+def test_paths_are_no_settings_of_the_key(config: Config) -> None:
+    """What the identity stands for stays out of the key's settings; all else of data is in."""
+    (prepare,) = (step for step in TABLE if step.name == "prepare")
+    made_of = fingerprint.ingredients(prepare, config, model={}, inputs={}, upstream={})
+    left_out = {"stage", "path", "revision", "convert", "chat_template"}
+    assert set(made_of["settings"]["data"]) == set(asdict(config.data)) - left_out
+    assert {"tokenizers", "transformers", "jinja2", "rensa"} == set(made_of["libraries"])
+
+
+def test_rows_that_are_gone_have_no_identity(config: Config, tmp_path: Path) -> None:
     """Where the rows were moved away, a run= that does not prepare them can still be planned."""
-    (tmp_path / "a.jsonl").write_text("1")
-    assert fingerprint.data_identity(str(tmp_path / "a.jsonl")) != {}
-    assert fingerprint.data_identity(str(tmp_path / "b.jsonl")) == {}
+    folder = write(tmp_path / "a", rows=X)
+    assert identity(config, path=f"{folder}/rows.jsonl") != {}
+    assert identity(config, path=f"{folder}/other.jsonl") == {}
+    assert identity(config, convert=f"{folder}/gone.py:one") == {
+        **identity(config), "function": "one"
+    }  # fmt: skip
 
 
-def test_rows_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    """A folder named like a file of rows is refused by its name, not taken for a bug."""
-    (tmp_path / "train.jsonl").mkdir()
+def test_rows_that_cannot_be_read_are_refused(config: Config, tmp_path: Path) -> None:
+    """A link that leads nowhere is refused by its name, not taken for a bug."""
+    (tmp_path / "train.jsonl").symlink_to(tmp_path / "gone")
     with pytest.raises(Refused, match=r"data\.path: cannot read .*train\.jsonl"):
-        fingerprint.data_identity(str(tmp_path))
+        identity(config, path=str(tmp_path))

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ def made(tmp_path_factory) -> Made:
 
     adapter = commit(store, "train", "1" * 64, fill)
     for name in ("text", "chat"):
-        config = {"name": name, "outputs": "outputs", "data": {"format": name},
+        config = {"name": name, "outputs": "outputs", "data": {"format": "auto"},
                   "model": {"path": "tiny", "dtype": None}}  # fmt: skip
         model = {"path": "tiny", "kind": "tiny", "commit": None, "key": "0" * 64}
         directory = cwd / "outputs" / "runs" / name / "20260101-000000"
@@ -78,9 +78,14 @@ def made(tmp_path_factory) -> Made:
             directory, config=config, command=[], model=model, environment={}
         ) as run:
             run.link_stage("model", base.directory)
+            run.stage("prepare", name, "ran", commit(store, "prepare", name, doctor(name)))
             if name == "chat":
                 run.stage("train", "1" * 64, "ran", adapter)
     return Made(cwd, base.directory, adapter.directory)
+
+
+def doctor(kind: str) -> Callable[[Path], None]:
+    return lambda out: (out / "doctor.json").write_text(json.dumps({"kind": kind}))
 
 
 def expected(made: Made, adapter: Path | None, messages: list[dict], max_tokens: int) -> str:

@@ -1,4 +1,4 @@
-"""Base models on the hub, against a small hub of our own, without any, and in a made-up cache."""
+"""What lies on the hub, against a small hub of our own, without any, and in a made-up cache."""
 
 import hashlib
 import json
@@ -48,14 +48,31 @@ for question in sys.argv[1:]:
     print(json.dumps(answer))
 """
 
+FIND = """
+import json, logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+logging.getLogger("httpx2").disabled = logging.getLogger("httpx").disabled = True
+from pipeline.commits import Repository, find_commit
+from pipeline.errors import PipelineError
+for question in sys.argv[1:]:
+    path, _, revision = question.partition("@")
+    try:
+        answer = {"commit": find_commit(Repository("data", path, revision or None))}
+    except PipelineError as error:
+        answer = {"exit": error.exit_code, "lines": error.lines()}
+    print(json.dumps(answer))
+"""
 
-def ask(cache: Path, *questions: str, **environment: str) -> tuple[list[dict], list[str]]:
+
+def ask(
+    cache: Path, *questions: str, script: str = ASK, **environment: str
+) -> tuple[list[dict], list[str]]:
     """Resolve and download each `name@revision`; return the answers and the lines said meanwhile.
 
     In a fresh process, because the hub's library reads its settings when it is imported.
     """
     done = subprocess.run(
-        [sys.executable, "-c", ASK, *questions],
+        [sys.executable, "-c", script, *questions],
         env={**os.environ, "HF_HUB_CACHE": str(cache), "HF_TOKEN": TOKEN, **environment},
         capture_output=True,
         text=True,
@@ -81,7 +98,8 @@ class Hub(BaseHTTPRequestHandler):
             {"type": "file", "path": name, "size": len(data), "oid": self._etag(name)}
             for name, data in FILES.items()
         ]
-        head = f"/api/models/{NAME}"
+        head = "/api/datasets/" if path.startswith("/api/datasets/") else "/api/models/"
+        head += NAME
         if path in (f"{head}/revision/main", f"{head}/revision/{COMMIT}"):
             self._json({"id": NAME, "sha": COMMIT, "siblings": files})
         elif path == f"{head}/tree/{COMMIT}":
@@ -140,9 +158,9 @@ def hub() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-def fill(cache: Path, name: str = NAME, without: str = "") -> None:
+def fill(cache: Path, name: str = NAME, without: str = "", kind: str = "models") -> None:
     """Lay out a snapshot as the hub's library does, without its list of what belongs to it."""
-    root = cache / f"models--{name.replace('/', '--')}"
+    root = cache / f"{kind}--{name.replace('/', '--')}"
     snapshot = root / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     (root / "refs").mkdir()
@@ -214,6 +232,50 @@ def test_what_the_hub_refuses_names_the_key_and_a_mend(tmp_path, hub):
         "not a name/at all": (1, "model.path", "owner/name"),
     }
     answers, _ = ask(tmp_path, *cases, HF_ENDPOINT=hub[0])
+    for answer, (code, key, words) in zip(answers, cases.values(), strict=True):
+        assert answer["exit"] == code
+        assert answer["lines"][0].startswith(f"error: {key}: ")
+        assert words in " ".join(answer["lines"])
+
+
+def test_branches_of_a_data_set_become_commits(tmp_path, hub):
+    """main and a tag are asked for once; a commit is taken as it is, without a question."""
+    address, asked = hub
+    names = (NAME, f"{NAME}@main", f"{NAME}@{COMMIT[::-1]}")
+    answers, said = ask(tmp_path, *names, script=FIND, HF_ENDPOINT=address)
+    assert answers == [{"commit": COMMIT}, {"commit": COMMIT}, {"commit": COMMIT[::-1]}]
+    assert said == []
+    paths = [path for path in asked if NAME in path]
+    assert paths == 2 * [f"/api/datasets/{NAME}/revision/main"]
+
+
+def test_without_network_the_cache_knows_the_commit_of_a_data_set(tmp_path):
+    """What a branch meant is taken from the cache; without a branch also what was fetched last."""
+    fill(tmp_path, kind="datasets")
+    fill(tmp_path, "someone/pinned", kind="datasets")
+    (tmp_path / "datasets--someone--pinned" / "refs" / "main").unlink()
+    names = (NAME, f"{NAME}@main", "someone/pinned", "someone/pinned@main", "someone/unknown")
+    answers, said = ask(tmp_path, *names, script=FIND, HF_HUB_OFFLINE="1")
+    assert answers[:3] == [{"commit": COMMIT}] * 3
+    assert len(said) == 3
+    assert all(f"commit {COMMIT[:12]} from the cache" in line for line in said)
+    for answer in answers[3:]:
+        assert answer["exit"] == 3
+        assert answer["lines"][0].startswith("error: data.path: no file or folder 'someone/")
+        assert "HF_HUB_OFFLINE" in answer["lines"][0]
+        assert "set data.path=<a file or folder>" in answer["lines"][1]
+
+
+def test_what_the_hub_refuses_of_a_data_set_names_the_keys_of_data(tmp_path, hub):
+    """Each refusal says data.path or data.revision, and that no file of that name is here."""
+    cases = {
+        "someone/nothing": (1, "data.path", "no file or folder 'someone/nothing' here"),
+        "someone/gated": (1, "data.path", "accept it at https://huggingface.co/datasets/someone/"),
+        "someone/broken": (3, "data.path", "500"),
+        f"{NAME}@v1.6": (1, "data.revision", "did you mean data.revision=v1.5?"),
+        f"{NAME}@xyz": (1, "data.revision", "leave data.revision out to take main"),
+    }
+    answers, _ = ask(tmp_path, *cases, script=FIND, HF_ENDPOINT=hub[0])
     for answer, (code, key, words) in zip(answers, cases.values(), strict=True):
         assert answer["exit"] == code
         assert answer["lines"][0].startswith(f"error: {key}: ")

@@ -26,7 +26,7 @@ def good(data, seed, *, report, out):
     report.log(f"seed {seed}")
     report.metrics(3, {"train.loss": 0.5})
     report.progress(3, 4, {"loss": 0.5})
-    (out / "file").write_text(data.path)
+    (out / "file").write_text(f"{data.path} {data.columns}")
     return Prepared(directory=out, metrics={"rows": 2.0})
 
 def refuses(*, report, out):
@@ -59,8 +59,10 @@ def looks(*, report, out):
     return Prepared(directory=out)
 """
 DATA = {
-    "stage": "s", "path": "samples", "format": "chat", "supervise": "all", "max_seq_length": 8,
-    "overlong": "drop", "valid_fraction": 0.1, "test_fraction": 0.1,
+    "stage": "s", "path": ["samples", "rows.csv"], "columns": {"text": "body"}, "format": "auto",
+    "supervise": "all", "max_seq_length": 8, "overlong": "drop", "valid_fraction": 0.1,
+    "test_fraction": 0.1, "duplicates": "keep", "leakage": "drop", "redact": False,
+    "encoding": "utf-8", "on_error": "fail",
 }  # fmt: skip
 
 
@@ -107,7 +109,7 @@ def test_stage_gets_settings_and_reports(worker: WorkerProcess, tmp_path: Path) 
     assert [event["event"] for event in events] == ["log", "metrics", "progress"]
     assert events[0]["message"] == "seed 7"
     assert events[1]["values"] == {"train.loss": 0.5}
-    assert (tmp_path / "file").read_text() == "samples"
+    assert (tmp_path / "file").read_text() == "('samples', 'rows.csv') {'text': 'body'}"
     assert "noise on standard output" in (tmp_path / "log").read_text()
 
 

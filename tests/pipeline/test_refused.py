@@ -61,6 +61,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("model=tiyn", "model", "did you mean model=tiny?"),
     ("model=./somewhere", "model", "did you mean model.path=./somewhere?"),
     ("data=rows.jsonl", "data", "did you mean data.path=rows.jsonl?"),
+    ("data=chat", "data", "expected one of conversations, hub, local"),
     ("sweeper=xyzzy", "sweeper", "expected one of grid"),
     ("experiment=xyzzy", "experiment", "expected one of smoke"),
     ("experiment=null", "experiment", "expected one of smoke"),
@@ -84,11 +85,34 @@ REFUSED: list[tuple[str, str, str]] = [
     ("lora=full lora.num_layers=2", "lora.num_layers", "leave lora.num_layers out"),
     ("lora=full model.quantization=4", "model.quantization", "trains the weights themselves"),
     ("lora.type=full", "lora.rank", "choose the option as a whole: lora=full"),
-    ("data=text", "data.path", "data=text needs it"),
+    ("data=local", "data.path", "data=local needs it"),
+    ("data=hub", "data.path", "data=hub needs it"),
+    ("data.weights=[1,2]", "data.weights", "one number for each of the 1 entries"),
+    ("data.weights=2", "data.weights", "write 'data.weights=[2]'"),
+    ("data.path=[samples,samples] data.weights=[0,0]", "data.weights", "not all 0"),
+    ("data.columns={user:question}", "data.columns", "user and assistant, messages, or text"),
+    ("data.columns={ask:question}", "data.columns", "found ['ask'], expected some of system, user"),
+    ("data.columns=question", "data.columns", "found 'question', expected a mapping such as"),
+    ("data.columns=[question]", "data.columns", "found a list, expected a mapping such as"),
+    ("data.columns.text=body", "data.columns.text", "write 'data.columns={text: body}'"),
+    ("data.columns={text:body} data.format=text", "data.columns", "leave one of them out"),
+    ("data.format=sharegpt", "data.format", "expected one of auto, messages, conversations"),
+    ("data.format=messages data.overlong=split", "data.overlong", "only texts can be split"),
+    ("data.convert=mine.py", "data.convert", "expected file.py:function"),
+    ("data.subset=main", "data.subset", "data.path names no data set of the hub"),
+    ("data.split=test", "data.split", "data.path names no data set of the hub"),
+    ("data.revision=v1", "data.revision", "data.path names no data set of the hub"),
+    ("data.path=[a/b,c/d] data.revision=v1", "data.revision", "data.path names 2 data sets"),
     ("model=local", "model.path", "model=local needs it"),
     # what does not exist
     ("data.path=nope.jsonl", "data.path", "no file or folder 'nope.jsonl'"),
     ("data.path=sample", "data.path", "did you mean data.path=samples?"),
+    ("data.path=[samples,nope.jsonl]", "data.path", "no file or folder 'nope.jsonl'"),
+    ("data.path=", "data.path", "found '', expected a file, a folder"),
+    ("data.path=[]", "data.path", "expected a file, a folder"),
+    ("data.path=chats/*.jsonl", "chats/*.jsonl", "the pattern matches no file"),
+    ("data.convert=mine.py:convert", "data.convert", "no file 'mine.py'"),
+    ("data.chat_template=mine.jinja", "data.chat_template", "no file 'mine.jinja'"),
     ("model.path=./nope", "model.path", "no directory './nope'"),
     ("model.path=tinny", "model.path", "did you mean model.path=tiny?"),
     ("model.path=a/b/c", "model.path", "owner/name"),
@@ -108,6 +132,7 @@ REFUSED: list[tuple[str, str, str]] = [
     # sweeps
     ("lora.rank=2,4", "lora.rank", "python -m pipeline -m lora.rank=2,4"),
     ("stages=prepare,train", "stages", "'stages=[prepare,train]'"),
+    ("data.path=a.jsonl,b.jsonl", "data.path", "'data.path=[a.jsonl,b.jsonl]'"),
     ("-m lora.rank=2,q", "lora.rank", "found 'q'"),
     ("-m lora.rank=2,0", "lora.rank", "found 0"),
     ("-m optimizer.learning_rate=auto,1,fast", "optimizer.learning_rate", "found 'fast'"),
@@ -170,9 +195,35 @@ def test_unknown_flags_exit_with_2(commands, line):
     assert end.made == []
 
 
+DATA: list[tuple[str, str, str]] = [
+    ("data.path={0}/rows.jsnol", "data.path", "did you mean data.path={0}/rows.jsonl?"),
+    ("data.path=[samples,{0}/rows.jsnol]", "data.path", "did you mean {0}/rows.jsonl?"),
+    ("data.path={0}/rows.xlsx", "{0}/rows.xlsx", "found the ending '.xlsx', expected .jsonl"),
+    ("data.path={0}/pictures", "{0}/pictures", "no file of rows (found cat.png"),
+    ("data.path={0}/tests", "{0}/tests", "no training file in it (found test.jsonl"),
+    ("data.convert={0}/convrt.py:convert", "data.convert", "did you mean {0}/convert.py"),
+    ("data.chat_template={0}/own.jinj", "data.chat_template", "did you mean {0}/own.jinja"),
+]
+
+
+def test_data_that_cannot_be_read_is_refused_before_anything_is_written(commands, tmp_path):
+    """Files, folders, a converter and a template that are not there: the key, and what is."""
+    for name in ("rows.jsonl", "rows.xlsx", "pictures/cat.png", "tests/test.jsonl", "convert.py",
+                 "own.jinja"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    ended = commands(*([line.format(tmp_path)] for line, _, _ in DATA))
+    for end, (_, where, said) in zip(ended, DATA, strict=True):
+        assert (end.code, end.out, end.made) == (1, "", [])
+        assert end.err.startswith(f"error: {where.format(tmp_path)}: ")
+        assert said.format(tmp_path) in end.err
+        assert len(end.err.splitlines()) <= 3
+
+
 FILES: dict[str, tuple[str, str, str]] = {
     "key": ("lora:\n  rnak: 3\n", "lora.rnak", "did you mean lora.rank?"),
     "type": ("lora:\n  rank: q\n", "lora.rank", "found 'q', expected a whole number"),
+    "mapping": ("data:\n  columns:\n    ask: question\n", "data.columns", "found ['ask']"),
     "range": ("lora:\n  rank: 0\n", "lora.rank", "found 0, expected at least 1"),
     "stage": ("lora:\n  stage: os.system\n", "lora.stage", "under `stages.`"),
     "reference": ("lora:\n  alpha: ${lora.x}\n", "lora.alpha", "lora.x"),

@@ -72,6 +72,18 @@ def recorded(composer, tmp_path) -> Path:
     return record(tmp_path / "outputs/runs/trip/20260101-000000-000000", asdict(config))
 
 
+def test_a_recorded_mapping_is_read_and_replaced_whole(composer, tmp_path):
+    """data.columns of the parent is taken as it is, or gives way to the one given now."""
+    config, _ = settle(composer, "data.columns={user: question, assistant: answer}")
+    run = record(tmp_path / "outputs/runs/trip/1", asdict(config))
+    again, _ = settle(composer, f"run={run}")
+    assert again.data.columns == {"user": "question", "assistant": "answer"}
+    other, _ = settle(composer, f"run={run}", "data.columns={text: body}")
+    assert other.data.columns == {"text": "body"}
+    without, _ = settle(composer, f"run={run}", "data=conversations")
+    assert without.data.columns is None
+
+
 def test_without_overrides_the_configuration_is_the_recorded_one(composer, recorded):
     """Everything but run and outputs is as recorded; the parent brings its keys."""
     config, parent = settle(composer, f"run={recorded}")

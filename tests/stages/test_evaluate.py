@@ -76,15 +76,17 @@ def prepared(model: BaseModel, tmp_path_factory) -> Prepared:
     folder = tmp_path_factory.mktemp("rows")
     for split, numbers in (("train", [0]), ("valid", range(7)), ("test", range(7, 12))):
         write(folder / f"{split}.jsonl", [chat(number) for number in numbers])
-    return make(folder, "chat", model, folder / "out")
+    return make(folder, model, folder / "out")
 
 
-def make(path: Path, form: str, model: BaseModel, out: Path) -> Prepared:
-    data = Data(
-        stage="stages.prepare.prepare", path=str(path), format=form, overlong="error",
-        supervise="assistant" if form == "chat" else "all", max_seq_length=512,
-        valid_fraction=0.0, test_fraction=0.0,
-    )  # fmt: skip
+def make(path: Path, model: BaseModel, out: Path, **changes: Any) -> Prepared:
+    values: dict[str, Any] = {
+        "stage": "stages.prepare.prepare", "path": str(path), "format": "auto",
+        "overlong": "error", "supervise": "assistant", "max_seq_length": 512,
+        "valid_fraction": 0.0, "test_fraction": 0.0, "duplicates": "keep", "leakage": "keep",
+        "redact": False, "encoding": "utf-8", "on_error": "fail",
+    }  # fmt: skip
+    data = Data(**values | changes)
     return prepare(data, 0, model=model, report=Silent(), out=out)
 
 
@@ -135,11 +137,14 @@ def oracle_loss(torch_model: LlamaForCausalLM, prepared: Prepared, split: str) -
     return total / count
 
 
-def oracle_answer(torch_model: LlamaForCausalLM, model: BaseModel, line: dict) -> tuple[str, str]:
+def oracle_answer(
+    torch_model: LlamaForCausalLM, model: BaseModel, line: dict, template: str | None = None
+) -> tuple[str, str]:
     tokenizer = load_tokenizer(model.directory)
     ids = tokenizer.apply_chat_template(
-        line["prompt"], add_generation_prompt=True, return_dict=False
-    )
+        line["prompt"], tools=line.get("tools"), chat_template=template,
+        add_generation_prompt=True, return_dict=False,
+    )  # fmt: skip
     with torch.no_grad():
         made = torch_model.generate(
             torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
@@ -208,6 +213,7 @@ def test_report_says_how_it_was_made(prepared, baseline) -> None:
     tokens = sum(int(supervised[index][1].sum()) for index in range(5))
     assert described["counts"]["test"] == {
         "rows": 5, "scored_rows": 5, "supervised_tokens": tokens, "json_references": 3,
+        "tool_calls": 0,
     }  # fmt: skip
 
 
@@ -264,7 +270,7 @@ def test_text_rows_have_a_loss_alone(model, adapter, tmp_path: Path, diary) -> N
     """Text is not answered: loss and perplexity, no answers; a split without rows has no metric."""
     for split, texts in (("train", ["x"]), ("test", ["one", "two and a half"])):
         write(tmp_path / f"{split}.jsonl", [{"text": text} for text in texts])
-    prepared = make(tmp_path, "text", model, tmp_path / "out")
+    prepared = make(tmp_path, model, tmp_path / "out")
     base = evaluate_base(SETTINGS, 0, model=model, prepared=prepared, report=diary(),
                          out=tmp_path / "base")  # fmt: skip
     report = diary()
@@ -278,13 +284,76 @@ def test_text_rows_have_a_loss_alone(model, adapter, tmp_path: Path, diary) -> N
     assert report.lines == []
 
 
+TOOLS_TEMPLATE = (
+    "{% for t in tools or [] %}({{ t.function.name }}){% endfor %}{% for m in messages %}"
+    "[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "!{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}<|im_end|>"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def template(folder: Path) -> str:
+    """Write the template into a file and return its name, for data.chat_template."""
+    path = folder / "own.jinja"
+    path.write_text(TOOLS_TEMPLATE)
+    return str(path)
+
+
+def test_mixed_rows_have_a_loss_and_conversations_answers(
+    model, adapter, tmp_path: Path, diary
+) -> None:
+    """The loss is that of every row; asked are conversations alone, unless they end in a call of a
+    tool, which is counted and said."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    asks = {"role": "assistant", "content": "I call.", "tool_calls": [call]}
+    calling = {"messages": [{"role": "user", "content": "1?"}, asks]}
+    tools = {"tools": [{"type": "function", "function": {"name": "add", "parameters": {}}}]}
+    rows = {"train": [chat(0)], "test": [{"text": "some text"}, chat(1) | tools, calling, chat(2)]}
+    for split, some in rows.items():
+        write(tmp_path / f"{split}.jsonl", some)
+    prepared = make(tmp_path, model, tmp_path / "out", chat_template=template(tmp_path))
+    base = evaluate_base(SETTINGS, 0, model=model, prepared=prepared, report=diary(),
+                         out=tmp_path / "base")  # fmt: skip
+    report = diary()
+    scored = evaluate(SETTINGS, 0, model=model, prepared=prepared, adapter=adapter, baseline=base,
+                      report=report, out=tmp_path / "tuned")  # fmt: skip
+    expected = oracle_loss(oracle(model, adapter), prepared, "test")
+    assert scored.metrics["tuned.test.loss"] == pytest.approx(expected, rel=1e-5)
+    assert [line["row"] for line in lines(scored)] == [1, 3]
+    for line in lines(base):
+        answer = oracle_answer(oracle(model), model, line, TOOLS_TEMPLATE)
+        assert (line["base"]["text"], line["base"]["finish_reason"]) == answer
+    counts = json.loads((scored.directory / "report.json").read_text())["counts"]["test"]
+    assert (counts["rows"], counts["scored_rows"], counts["tool_calls"]) == (4, 4, 1)
+    assert report.lines[0].startswith("test: 1 rows end in a call of a tool")
+    assert report.steps[-1] == (6, 6)
+
+
+def test_given_chat_template_asks_both(model, tmp_path: Path, diary) -> None:
+    """The template of data.chat_template is what the base is asked with too; PyTorch answers the
+    same to the same tokens."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for split, numbers in (("train", [0]), ("test", range(4))):
+        write(folder / f"{split}.jsonl", [chat(number) for number in numbers])
+    prepared = make(folder, model, tmp_path / "out", chat_template=template(tmp_path))
+    base = evaluate_base(SETTINGS, 0, model=model, prepared=prepared, report=diary(),
+                         out=tmp_path / "base")  # fmt: skip
+    plain = evaluate_base(SETTINGS, 0, model=model, prepared=make(folder, model, tmp_path / "own"),
+                          report=diary(), out=tmp_path / "plain")  # fmt: skip
+    assert [line["base"] for line in lines(base)] != [line["base"] for line in lines(plain)]
+    for line in lines(base):
+        answer = oracle_answer(oracle(model), model, line, TOOLS_TEMPLATE)
+        assert (line["base"]["text"], line["base"]["finish_reason"]) == answer
+
+
 def test_prompt_that_fills_the_context_gets_no_answer(model, tmp_path: Path, diary) -> None:
     """A row longer than the model's context costs its own answer, not the stage."""
     long = chat(1)
     long["messages"][0]["content"] = "x" * 200
     for split, rows in (("train", [chat(0)]), ("valid", [long, chat(2)]), ("test", [chat(3)])):
         write(tmp_path / f"{split}.jsonl", rows)
-    prepared = make(tmp_path, "chat", model, tmp_path / "out")
+    prepared = make(tmp_path, model, tmp_path / "out")
     base = evaluate_base(SETTINGS, 0, model=model, prepared=prepared, report=diary(),
                          out=tmp_path / "base")  # fmt: skip
     first, second, _ = lines(base)

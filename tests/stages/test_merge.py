@@ -1,6 +1,8 @@
 """merge: a directory others open, and a proof that cannot be fooled."""
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.artifacts import Adapter, BaseModel, Merged, Prepared
 from stages.data.rows import open_rows, write_rows
-from stages.errors import SettingError, StopRequested
+from stages.errors import InputError, SettingError, StopRequested
 from stages.lora.bank import attach
 from stages.lora.files import load_adapter, save_adapter, save_weights
 from stages.lora.layers import AdapterShape
@@ -144,7 +146,7 @@ def expected_logits(base: Path, adapter: Adapter, tokens: np.ndarray) -> np.ndar
 def torch_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     with torch.no_grad():
-        return model(torch.from_numpy(tokens).long()).logits.float().numpy()
+        return model(torch.tensor(tokens).long()).logits.float().numpy()
 
 
 TOKENS = np.random.default_rng(9).integers(3, 4096, (2, 12), dtype=np.int32)
@@ -190,6 +192,42 @@ def test_directory_holds_the_base_s_files_and_nothing_else(
     )
 
 
+def test_chat_template_trained_with_is_the_merged_model_s(
+    base: Path, prepared: Prepared, tmp_path: Path
+) -> None:
+    """transformers and mlx-lm render the adapter's template, not the base's, whether the base has
+    its own in a file or in its tokenizer's configuration; all else is as without."""
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>{% endfor %}"
+    older = shutil.copytree(base, tmp_path / "older")
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    own = (older / "chat_template.jinja").read_text()
+    (older / "chat_template.jinja").unlink()
+    (older / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": own}))
+    adapter = make_adapter(base, tmp_path / "adapter", LARGE)
+    plain = run(base, adapter, prepared, tmp_path / "plain")[0].directory
+    with_template(adapter, template)
+    turn = [{"role": "user", "content": "Good morning"}]
+    for source in (base, older):
+        out = run(source, adapter, prepared, tmp_path / f"from_{source.name}")[0].directory
+        for tokenizer in (AutoTokenizer.from_pretrained(out), mlx_lm.load(str(out))[1]):
+            rendered = tokenizer.apply_chat_template(turn, tokenize=False)
+            assert rendered == "[user] Good morning<|im_end|>"
+        assert json.loads((out / "tokenizer_config.json").read_text()) == config
+        assert {file.name for file in out.iterdir()} == {file.name for file in plain.iterdir()}
+    (adapter.directory / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match=r"chat_template\.jinja: is missing"):
+        run(base, adapter, prepared, tmp_path / "damaged")
+
+
+def with_template(adapter: Adapter, template: str) -> None:
+    """Make the adapter one that was trained with `template`."""
+    path = adapter.directory / "adapter_config.json"
+    digest = hashlib.sha256(template.encode()).hexdigest()
+    recorded = json.loads(path.read_text()) | {"chat_template_sha256": digest}
+    path.write_text(json.dumps(recorded))
+    (adapter.directory / "chat_template.jinja").write_text(template)
+
+
 def test_figures_are_those_of_torch(base: Path, prepared: Prepared, tmp_path: Path) -> None:
     """Losses and divergences agree with torch's on the same positions of the first test rows."""
     adapter = make_adapter(base, tmp_path / "adapter", LARGE)
@@ -200,12 +238,12 @@ def test_figures_are_those_of_torch(base: Path, prepared: Prepared, tmp_path: Pa
     rows = open_rows(prepared.directory, "test")
     for index in range(2):
         tokens, supervised = rows[index]
-        inputs, targets = tokens[None, :-1], torch.from_numpy(tokens[1:]).long()
-        places = torch.from_numpy(supervised[1:]).bool()
+        inputs, targets = tokens[None, :-1], torch.tensor(tokens[1:]).long()
+        places = torch.tensor(supervised[1:]).bool()
         found = {
-            "loss": torch.from_numpy(torch_logits(out, inputs)[0]).double(),
-            "adapter": torch.from_numpy(expected_logits(base, adapter, inputs)[0]).double(),
-            "base": torch.from_numpy(torch_logits(base, inputs)[0]).double(),
+            "loss": torch.tensor(torch_logits(out, inputs)[0]).double(),
+            "adapter": torch.tensor(expected_logits(base, adapter, inputs)[0]).double(),
+            "base": torch.tensor(torch_logits(base, inputs)[0]).double(),
         }
         logs = {name: value.log_softmax(-1)[places] for name, value in found.items()}
         for name, log in logs.items():
@@ -420,10 +458,10 @@ def test_rows_are_the_best_held_out_ones(
     assert (described["format"], described["split"], described["rows"]) == (1, split, 1)
     assert f"1 rows of {split}" in listener.lines[0]
     tokens, supervised = open_rows(rows.directory, split)[first]
-    logits = torch.from_numpy(expected_logits(base, adapter, tokens[None, :-1])[0])
-    places = torch.from_numpy(supervised[1:]).bool()
+    logits = torch.tensor(expected_logits(base, adapter, tokens[None, :-1])[0])
+    places = torch.tensor(supervised[1:]).bool()
     loss = torch.nn.functional.cross_entropy(
-        logits[places], torch.from_numpy(tokens[1:])[places].long()
+        logits[places], torch.tensor(tokens[1:])[places].long()
     )
     assert merged.metrics["merge.adapter_loss"] == pytest.approx(float(loss), rel=1e-5)
 

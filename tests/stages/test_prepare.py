@@ -31,14 +31,12 @@ def model(byte_model: Callable[..., Path]) -> BaseModel:
 
 def data(path: object, **changes: Any) -> Data:
     values: dict[str, Any] = {
-        "stage": "stages.prepare.prepare", "format": "chat", "supervise": "assistant",
-        "max_seq_length": 512, "overlong": "drop", "valid_fraction": 0.1, "test_fraction": 0.1,
+        "stage": "stages.prepare.prepare", "format": "auto", "supervise": "assistant",
+        "max_seq_length": 512, "overlong": "auto", "valid_fraction": 0.1, "test_fraction": 0.1,
+        "duplicates": "keep", "leakage": "drop", "redact": False, "encoding": "utf-8",
+        "on_error": "fail",
     }  # fmt: skip
     return Data(path=str(path), **values | changes)
-
-
-def text_data(path: object, **changes: Any) -> Data:
-    return data(path, format="text", supervise="all", **changes)
 
 
 def write(path: Path, *texts: str) -> Path:
@@ -68,12 +66,12 @@ def test_a_folder_gives_tokens_rows_and_counts(
     write(tmp_path / "in" / "test.jsonl", "y")
     report = diary()
     out = tmp_path / "out"
-    result = prepare(text_data(tmp_path / "in", max_seq_length=8), 0, model=model, report=report,
-                     out=out)  # fmt: skip
+    options: dict[str, Any] = {"max_seq_length": 8, "overlong": "drop"}
+    result = prepare(data(tmp_path / "in", **options), 0, model=model, report=report, out=out)
     assert result.directory == out
     assert sorted(digests(out)) == [
-        "prepared.json", "test.jsonl", "test.safetensors", "train.jsonl", "train.safetensors",
-        "valid.jsonl", "valid.safetensors",
+        "doctor.html", "doctor.json", "test.jsonl", "test.safetensors", "train.jsonl",
+        "train.safetensors", "valid.jsonl", "valid.safetensors",
     ]  # fmt: skip
     tokens, supervised = open_rows(out, "train")[0]
     assert (tokens.tolist(), supervised.tolist()) == ([104, 195, 169, 257], [0, 1, 1, 1])
@@ -86,20 +84,22 @@ def test_a_folder_gives_tokens_rows_and_counts(
         "prepare.test.rows": 1.0, "prepare.test.tokens": 2.0,
         "prepare.test.supervised_tokens": 1.0, "prepare.dropped_overlong": 1.0,
     }  # fmt: skip
-    described = json.loads((out / "prepared.json").read_text())
-    assert described["format"] == 1
-    assert (described["data_format"], described["supervise"]) == ("text", "all")
-    assert described["splits"]["train"] == {
-        "rows": 1, "tokens": 4, "supervised_tokens": 3, "longest": 4, "dropped_overlong": 1,
-    }  # fmt: skip
-    assert described["stop_token_ids"] == [257]
-    assert described["chat_template_sha256"] is None
-    assert report.lines == [
-        "train: 1 rows, 4 tokens, 3 supervised, longest 4, 1 dropped as overlong",
-        "valid: 1 rows, 2 tokens, 1 supervised, longest 2",
-        "test: 1 rows, 2 tokens, 1 supervised, longest 2",
+    doctor = json.loads((out / "doctor.json").read_text())
+    assert (doctor["format"], doctor["kind"], doctor["formats"]) == (1, "text", {"text": 4})
+    assert doctor["notes"] == {"dropped_overlong": 1}
+    train = doctor["splits"]["train"]
+    assert [train[key] for key in ("rows", "tokens", "supervised_tokens", "longest")] == [
+        1,
+        4,
+        3,
+        4,
     ]
-    assert report.steps[-1] == (4, 4)
+    assert (doctor["stop_tokens"], doctor["template"]) == ([[257, "<|im_end|>"]], None)
+    assert [example["pieces"] for example in doctor["examples"]] == [
+        [["h", False], ["é<|im_end|>", True]]
+    ]
+    size = sum(file.stat().st_size for file in (tmp_path / "in").iterdir())
+    assert report.steps[-1] == (size, size)
 
 
 def test_the_bundled_conversations_are_prepared_whole(
@@ -118,8 +118,9 @@ def test_the_bundled_conversations_are_prepared_whole(
             # Byte 255 never occurs in UTF-8, so it can stand for the end token.
             assert bytes(255 if token == 257 else token for token in trained) == expected
     template = (model.directory / "chat_template.jinja").read_bytes()
-    described = json.loads((result.directory / "prepared.json").read_text())
-    assert described["chat_template_sha256"] == hashlib.sha256(template).hexdigest()
+    doctor = json.loads((result.directory / "doctor.json").read_text())
+    assert doctor["template"]["sha256"] == hashlib.sha256(template).hexdigest()
+    assert len(doctor["examples"]) == 5
 
 
 def test_the_same_rows_give_the_same_bytes_from_any_folder(
@@ -127,18 +128,24 @@ def test_the_same_rows_give_the_same_bytes_from_any_folder(
 ) -> None:
     """Neither the clock nor the place of the data or of the model decides a byte; the seed does."""
     texts = [f"text number {number}" for number in range(60)]
-    for place in ("a", "b/c"):
+    for place in ("rows", "b/rows"):
         write(tmp_path / place / "train.jsonl", *texts)
     monkeypatch.chdir(tmp_path)
     found = []
-    for path, seed, out in (("a", 7, "one"), (tmp_path / "b/c", 7, "two"), ("a", 8, "three")):
-        prepare(text_data(path), seed, model=model, report=diary(), out=tmp_path / out)
+    for path, seed, out in (
+        ("rows", 7, "one"),
+        (tmp_path / "b/rows", 7, "two"),
+        ("rows", 8, "three"),
+    ):
+        prepare(data(path), seed, model=model, report=diary(), out=tmp_path / out)
         found.append(digests(tmp_path / out))
     assert found[0] == found[1]
     assert found[0]["train.safetensors"] != found[2]["train.safetensors"]
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0\U0010fffd"), max_size=12
+)
 
 
 @given(texts=st.lists(TEXT.filter(str.strip), min_size=1, max_size=12), seed=st.integers(0, 9))
@@ -155,7 +162,7 @@ def test_no_row_is_lost_or_mixed_up(
     """All rows together are those that were given, and each row's tokens are its own text."""
     folder = tmp_path_factory.mktemp("any")
     file = write(folder / "mine.jsonl", *texts)
-    result = prepare(text_data(file), seed, model=model, report=diary(), out=folder / "out")
+    result = prepare(data(file), seed, model=model, report=diary(), out=folder / "out")
     found: dict[str, str] = {}
     for split in SPLITS:
         rows = open_rows(result.directory, split)
@@ -172,15 +179,15 @@ def test_a_missing_split_is_taken_from_train_and_a_given_one_is_not(
     """With valid.jsonl there, only test rows leave train; a share of zero takes none."""
     folder = tmp_path / "in"
     write(folder / "train.jsonl", *(f"row {number}" for number in range(50)))
-    write(folder / "valid.jsonl", "row 0", "mine")
-    result = prepare(text_data(folder, test_fraction=0.3), 0, model=model, report=diary(),
+    write(folder / "valid.jsonl", "yours", "mine")
+    result = prepare(data(folder, test_fraction=0.3), 0, model=model, report=diary(),
                      out=tmp_path / "a")  # fmt: skip
-    assert [row["text"] for row in kept(result, "valid")] == ["row 0", "mine"]
+    assert [row["text"] for row in kept(result, "valid")] == ["yours", "mine"]
     sizes = [len(kept(result, split)) for split in ("train", "test")]
     assert sum(sizes) == 50
     assert sizes[1] > 0
     (folder / "valid.jsonl").unlink()
-    result = prepare(text_data(folder, valid_fraction=0, test_fraction=0), 0, model=model,
+    result = prepare(data(folder, valid_fraction=0, test_fraction=0), 0, model=model,
                      report=diary(), out=tmp_path / "b")  # fmt: skip
     assert [len(open_rows(tmp_path / "b", split)) for split in SPLITS] == [50, 0, 0]
 
@@ -193,29 +200,30 @@ def test_an_overlong_row_stops_the_stage_where_asked(
     options: dict[str, Any] = {"max_seq_length": 5, "overlong": "error", "valid_fraction": 0,
                                "test_fraction": 0}  # fmt: skip
     with pytest.raises(InputError) as caught:
-        prepare(text_data(file, **options), 0, model=model, report=diary(), out=tmp_path / "out")
+        prepare(data(file, **options), 0, model=model, report=diary(), out=tmp_path / "out")
     assert caught.value.where == f"{file}:2"
     assert caught.value.found == "its row has 6 tokens, more than data.max_seq_length=5"
-    assert not (tmp_path / "out").exists()
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_no_training_row_left_is_an_error(tmp_path: Path, model: BaseModel, diary: Any) -> None:
     """Where every row is overlong there is nothing to train, and the limit is to blame."""
     file = write(tmp_path / "rows.jsonl", "too long", "longer still")
-    with pytest.raises(InputError, match="none of 1 training rows fits in 4 tokens"):
-        prepare(text_data(file, max_seq_length=4), 0, model=model, report=diary(), out=tmp_path)
+    with pytest.raises(InputError, match="none of 2 rows fits in 4 tokens"):
+        prepare(data(file, max_seq_length=4, overlong="drop"), 0, model=model, report=diary(),
+                out=tmp_path / "out")  # fmt: skip
 
 
 def test_a_stop_request_ends_the_stage_between_batches(
     tmp_path: Path, model: BaseModel, diary: Any
 ) -> None:
     """A stage that is asked to stop writes nothing."""
-    file = write(tmp_path / "rows.jsonl", *(f"row {number}" for number in range(2000)))
+    file = write(tmp_path / "rows.jsonl", *(f"row {number}" for number in range(5000)))
     report = diary(stop_after=2)
     with pytest.raises(StopRequested):
-        prepare(text_data(file), 0, model=model, report=report, out=tmp_path / "out")
+        prepare(data(file), 0, model=model, report=report, out=tmp_path / "out")
     assert len(report.steps) == 2
-    assert not (tmp_path / "out").exists()
+    assert not any((tmp_path / "out").iterdir())
 
 
 WITHOUT_MLX = """
@@ -230,8 +238,9 @@ class Silent:
     log = progress = lambda *_: None
     stop_requested = lambda _: False
 
-data = Data(stage="stages.prepare.prepare", path="samples", format="chat", supervise="assistant",
-            max_seq_length=512, overlong="drop", valid_fraction=0.1, test_fraction=0.1)
+data = Data(stage="stages.prepare.prepare", path="samples", format="auto", supervise="assistant",
+            max_seq_length=512, overlong="auto", valid_fraction=0.1, test_fraction=0.1,
+            duplicates="keep", leakage="drop", redact=False, encoding="utf-8", on_error="fail")
 prepare(data, 0, model=BaseModel(directory=Path(sys.argv[1]), dtype="float32"), report=Silent(),
         out=Path(sys.argv[2]))
 """
@@ -248,7 +257,7 @@ def test_mlx_is_not_needed(tmp_path: Path, model: BaseModel) -> None:
 @pytest.mark.skipif(not WIKISQL.is_dir(), reason="no WikiSQL files here")
 def test_wikisql_is_prepared_as_text(tmp_path: Path, model: BaseModel, diary: Any) -> None:
     """Real rows: all 1,200 are kept, one token for each byte of UTF-8 and one for the end."""
-    result = prepare(text_data(WIKISQL), 0, model=model, report=diary(), out=tmp_path)
+    result = prepare(data(WIKISQL, overlong="drop"), 0, model=model, report=diary(), out=tmp_path)
     for split, count in (("train", 1000), ("valid", 100), ("test", 100)):
         lines = (WIKISQL / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
         texts = [json.loads(line)["text"] for line in lines]

@@ -1,5 +1,8 @@
 """The verb: where it listens, what it announces, and how it ends."""
 
+import hashlib
+import json
+import shutil
 import socket
 import sys
 import threading
@@ -12,6 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "serving"))
 
 import live
+from transformers import AutoTokenizer
 
 from stages.artifacts import Adapter, BaseModel, Merged
 from stages.errors import InputError, SettingError, StopRequested
@@ -150,3 +154,50 @@ def test_a_broken_adapter_is_refused_and_the_port_is_free_again(model, tmp_path)
               report=live.Desk(), out=tmp_path)  # fmt: skip
     assert str(tmp_path) in error.value.where
     socket.create_server(("127.0.0.1", port)).close()
+
+
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}"
+    "{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+)
+
+
+def asked(server: live.Live, name: str) -> int:
+    return server.ask(name, max_tokens=1)["usage"]["prompt_tokens"]
+
+
+def test_each_is_asked_in_its_own_chat_template(model, adapter, tmp_path) -> None:
+    """The adapter is asked in the template it was trained with, the base in its own; a base that
+    has none takes the adapter's."""
+    given = shutil.copytree(adapter.directory, tmp_path / "adapter")
+    (given / "chat_template.jinja").write_text(LLAMA2)
+    config = json.loads((given / "adapter_config.json").read_text())
+    config["chat_template_sha256"] = hashlib.sha256(LLAMA2.encode()).hexdigest()
+    (given / "adapter_config.json").write_text(json.dumps(config))
+    bare = shutil.copytree(model.directory, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(model.directory)
+    own, other = (
+        len(tokenizer.apply_chat_template(live.user("Hello"), chat_template=template,
+                                          add_generation_prompt=True, return_dict=False))
+        for template in (None, LLAMA2)
+    )  # fmt: skip
+    assert own != other
+    for directory, base in ((model.directory, own), (bare, other)):
+        served = BaseModel(directory=directory, dtype="float32")
+        with live.running(served, tmp_path / "out", adapter=Adapter(directory=given)) as server:
+            assert (asked(server, "base"), asked(server, "tuned")) == (base, other)
+
+
+def test_an_adapter_without_the_template_it_was_trained_with_is_refused(
+    model, adapter, tmp_path
+) -> None:
+    """A template that is recorded but missing ends the verb in one line that names the file."""
+    damaged = shutil.copytree(adapter.directory, tmp_path / "adapter")
+    config = json.loads((damaged / "adapter_config.json").read_text())
+    config["chat_template_sha256"] = "0" * 64
+    (damaged / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError) as error:
+        serve(live.settings(), model=model, adapter=Adapter(directory=damaged),
+              report=live.Desk(), out=tmp_path)  # fmt: skip
+    assert error.value.where == str(damaged / "chat_template.jinja")

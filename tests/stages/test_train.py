@@ -133,6 +133,26 @@ def test_configuration_says_what_was_trained(
     assert adapter.metrics["train.trainable_parameters"] == 2 * 32 * 4
 
 
+@pytest.mark.parametrize("changes", [{}, FULL], ids=["lora", "full"])
+def test_given_chat_template_goes_with_the_adapter(
+    model: BaseModel, prepared: Prepared, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """The template lies beside the weights, its digest in their configuration, nothing else
+    differs, and mlx-lm loads them as they are."""
+    plain = run(model, prepared, tmp_path / "plain", **changes)
+    template = b"{% for m in messages %}\xc3\xbc{{ m.content }}\r\n{% endfor %}"
+    (prepared.directory / "chat_template.jinja").write_bytes(template)
+    adapter = run(model, prepared, tmp_path / "out", **changes)
+    files = {path.name: path.read_bytes() for path in adapter.directory.iterdir()}
+    assert files.pop("chat_template.jinja") == template
+    config = json.loads(files["adapter_config.json"])
+    assert config.pop("chat_template_sha256") == sha256(template).hexdigest()
+    assert config == json.loads((plain.directory / "adapter_config.json").read_text())
+    weights = (plain.directory / "adapters.safetensors").read_bytes()
+    assert files["adapters.safetensors"] == weights
+    load_adapters(load_model(model), str(adapter.directory))
+
+
 def test_rate_worked_out_is_the_rate_given(
     model: BaseModel, prepared: Prepared, tmp_path: Path
 ) -> None:

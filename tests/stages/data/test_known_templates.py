@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from stages.data.encoder import open_encoder
 from stages.data.formats import Row
+from stages.data.rendering import compile_template
 from stages.errors import InputError
 from stages.models.tokenizer import load_tokenizer
-from stages.settings import Data
 
 FOLDER = Path(__file__).parents[4] / "shared" / "data" / "chat_templates"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no folder of chat templates here")
@@ -49,28 +48,22 @@ def load(name: str) -> str:
     return source.replace("    ", "").replace("\n", "")
 
 
-def encode(model: Path, *turns: str) -> tuple[Any, list[int], list[int]]:
+def chat(*turns: str) -> Row:
     roles = ("user", "assistant") * len(turns)
     messages = [{"role": role, "content": words} for role, words in zip(roles, turns, strict=False)]
-    settings = Data(
-        stage="stages.prepare.prepare", path="x", format="chat", supervise="assistant",
-        max_seq_length=512, overlong="drop", valid_fraction=0, test_fraction=0,
-    )  # fmt: skip
-    tokenizer = load_tokenizer(model)
-    row = Row({"messages": messages}, "rows.jsonl:7", "rows.jsonl:7")
-    ((tokens, mask),) = open_encoder(settings, tokenizer, model).encode([row])
-    return tokenizer, tokens.tolist(), mask.tolist()
+    return Row({"messages": messages}, "rows.jsonl:7", "rows.jsonl:7")
 
 
 @pytest.mark.parametrize("name", MASKED)
 def test_a_known_template_trains_every_answer_to_its_end(
-    name: str, byte_model: Callable[..., Path]
+    name: str, byte_model: Callable[..., Path], encode: Callable[..., Any]
 ) -> None:
     """All that is trained is the answers, each with the token that ends it."""
     special, answer = MASKED[name]
     bos = next((token for token in special if token in ("<s>", "<|begin_of_text|>")), None)
     model = byte_model(load(name), special=special, eos=special[-1], bos=bos)
-    tokenizer, ids, mask = encode(model, f"Is {special[-1]} text?", "Yes.", "Sure?", "Yes.")
+    tokenizer = load_tokenizer(model)
+    [(ids, mask)] = encode(model, chat(f"Is {special[-1]} text?", "Yes.", "Sure?", "Yes."))
     trained = [token for token, flag in zip(ids, mask, strict=True) if flag]
     assert tokenizer.decode(trained) == answer * 2
     end = tokenizer.convert_tokens_to_ids(special[-1])
@@ -83,14 +76,63 @@ def test_a_known_template_trains_every_answer_to_its_end(
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_template_without_an_end_token_is_refused(
-    name: str, byte_model: Callable[..., Path]
+    name: str, byte_model: Callable[..., Path], open_model: Callable[..., Any]
 ) -> None:
     """A model trained on answers that never end would never stop."""
     model = byte_model(load(name), special=["<s>", "</s>"], eos="</s>", bos="<s>")
-    with pytest.raises(InputError, match=r"an answer of rows\.jsonl:7 does not end with a token"):
-        encode(model, "Is it?", "Yes.")
+    with pytest.raises(InputError, match=r"an answer of rows\.jsonl:7 does not end") as caught:
+        open_model(model).encode([chat("Is it?", "Yes.")])
+    assert "data.chat_template" in caught.value.mend
 
 
 def test_every_template_of_the_folder_is_covered() -> None:
     """No template is forgotten when the folder grows."""
     assert {file.stem for file in FOLDER.glob("*.jinja")} == {*MASKED, *ENDLESS}
+
+
+SYSTEM = {"role": "system", "content": "Be brief. "}
+TURNS = [
+    {"role": "user", "content": ' Is "<b>" text?\n'},
+    {"role": "assistant", "content": "Yes.\n\nÄ"},
+    {"role": "user", "content": "Sure?"},
+]
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+@pytest.mark.parametrize("name", [*MASKED, *ENDLESS])
+@pytest.mark.parametrize("messages", [TURNS, [SYSTEM, *TURNS], TURNS[:2]])
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+def test_a_template_renders_as_in_transformers(
+    name: str,
+    byte_model: Callable[..., Path],
+    messages: list[dict[str, Any]],
+    add_generation_prompt: bool,
+) -> None:
+    """To the byte, as the file of the model has it and as it is meant."""
+    tokenizer = load_tokenizer(byte_model(None, special=["<s>", "</s>"], eos="</s>", bos="<s>"))
+    for source in (load(name), (FOLDER / f"{name}.jinja").read_text()):
+        expected = tokenizer.apply_chat_template(
+            messages, chat_template=source, tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )  # fmt: skip
+        render = compile_template(source, SPECIAL)
+        assert render(messages, None, add_generation_prompt) == expected
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-instruct", "granite-3.0-instruct"])
+def test_tools_render_as_in_transformers(name: str, byte_model: Callable[..., Path]) -> None:
+    """Schemas, calls and results; letters beyond ASCII and HTML are not escaped."""
+    function = {"name": "wéather", "description": "<b>'now'</b>", "parameters": {"type": "object"}}
+    call = {"type": "function", "function": {"name": "wéather", "arguments": {"city": "Köln"}}}
+    tools = [{"type": "function", "function": function}]
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": '{"rain": true}'},
+    ]
+    tokenizer = load_tokenizer(byte_model(load(name)))
+    expected = tokenizer.apply_chat_template(
+        messages, tools=tools, tokenize=False, add_generation_prompt=True
+    )
+    assert "wéather" in expected
+    assert compile_template(load(name), {})(messages, tools, True) == expected

@@ -11,22 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.data.encoder import open_encoder
 from stages.data.formats import Row
 from stages.errors import InputError
 from stages.models.tokenizer import load_tokenizer
-from stages.settings import Data
+
+Encode = Callable[..., list[tuple[list[int], list[int]]]]
 
 START, END = 256, 257
 NEWLINE = 10
-
-
-def data(**changes: Any) -> Data:
-    values: dict[str, Any] = {
-        "stage": "stages.prepare.prepare", "path": "x", "format": "chat", "supervise": "assistant",
-        "max_seq_length": 512, "overlong": "drop", "valid_fraction": 0.1, "test_fraction": 0.1,
-    }  # fmt: skip
-    return Data(**values | changes)
 
 
 def chat(*turns: tuple[str, str]) -> Row:
@@ -34,9 +26,12 @@ def chat(*turns: tuple[str, str]) -> Row:
     return Row({"messages": messages}, "rows.jsonl:1", "rows.jsonl:1")
 
 
-def encode(model: Path, *rows: Row, **changes: Any) -> list[tuple[list[int], list[int]]]:
-    encoder = open_encoder(data(**changes), load_tokenizer(model), model)
-    return [(tokens.tolist(), mask.tolist()) for tokens, mask in encoder.encode(rows)]
+def text(words: str) -> Row:
+    return Row({"text": words}, "rows.jsonl:1", "rows.jsonl:1")
+
+
+CHAT = chat(("user", "Hi"), ("assistant", "Ok!"))
+TEXT = text("hé")
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +46,19 @@ HELLO = [
 """user: Hi, assistant: Ok!"""
 
 
-def test_one_answer_gives_the_sequence_written_by_hand(chatml: Path) -> None:
+def test_one_answer_gives_the_sequence_written_by_hand(chatml: Path, encode: Encode) -> None:
     """The answer and its end token are supervised; the newline after it is left out."""
     row = chat(("user", "Hi"), ("assistant", "Ok!"))
     assert encode(chatml, row) == [(HELLO, [0] * 21 + [1] * 4)]
 
 
-def test_supervise_all_takes_every_token_but_the_first(chatml: Path) -> None:
+def test_supervise_all_takes_every_token_but_the_first(chatml: Path, encode: Encode) -> None:
     """With supervise=all the prompt is trained too, except the token that nothing predicts."""
     row = chat(("user", "Hi"), ("assistant", "Ok!"))
     assert encode(chatml, row, supervise="all") == [(HELLO, [0] + [1] * 24)]
 
 
-def test_every_answer_of_a_conversation_is_supervised(chatml: Path) -> None:
+def test_every_answer_of_a_conversation_is_supervised(chatml: Path, encode: Encode) -> None:
     """Both answers are supervised with their end tokens, the user's turn between them is not."""
     row = chat(("user", "Hi"), ("assistant", "Ok!"), ("user", "?"), ("assistant", "a"))
     second = [NEWLINE, START, *b"user\n?", END, NEWLINE, START, *b"assistant\na", END]
@@ -71,7 +66,7 @@ def test_every_answer_of_a_conversation_is_supervised(chatml: Path) -> None:
     assert encode(chatml, row) == [(HELLO + second, mask)]
 
 
-def test_an_unanswered_last_turn_is_left_out(chatml: Path) -> None:
+def test_an_unanswered_last_turn_is_left_out(chatml: Path, encode: Encode) -> None:
     """A user's turn after the last answer trains nothing and is cut off."""
     row = chat(("user", "Hi"), ("assistant", "Ok!"), ("user", "Bye"))
     assert encode(chatml, row) == [(HELLO, [0] * 21 + [1] * 4)]
@@ -89,9 +84,9 @@ CHATS = st.tuples(
 
 
 @given(turns=CHATS, supervise_all=st.booleans())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=200)
 def test_ids_and_mask_are_those_of_the_definition(
-    chatml: Path, turns: list[tuple[str, str]], supervise_all: bool
+    chatml: Path, encode: Encode, turns: list[tuple[str, str]], supervise_all: bool
 ) -> None:
     """Whatever the turns hold, specials come from the template alone and answers are supervised."""
     ids: list[int] = []
@@ -99,15 +94,20 @@ def test_ids_and_mask_are_those_of_the_definition(
     for role, content in turns:
         head, body = [START, *f"{role}\n".encode()], [*content.encode(), END]
         ids += [*head, *body, NEWLINE]
-        mask += [0] * len(head) + [int(role == "assistant")] * len(body) + [0]
-    if supervise_all:
-        mask = [0] + [1] * (len(ids) - 1)
+        # An answer that says nothing is never trained.
+        empty = role == "assistant" and not content.strip()
+        trained = supervise_all or role == "assistant"
+        mask += [int(supervise_all)] * len(head) + [int(trained and not empty)] * len(body)
+        mask += [int(supervise_all)]
+    mask[0] = 0
     supervise = "all" if supervise_all else "assistant"
     # The newline after the last end token trains nothing.
     assert encode(chatml, chat(*turns), supervise=supervise) == [(ids[:-1], mask[:-1])]
 
 
-def test_ids_are_those_of_apply_chat_template(byte_model: Callable[..., Path]) -> None:
+def test_ids_are_those_of_apply_chat_template(
+    byte_model: Callable[..., Path], encode: Encode
+) -> None:
     """For turns without special text, the ids are what transformers makes for serving."""
     model = byte_model(merges=[("a", "b"), ("ab", "ab"), ("\n", "\n")])
     row = chat(("user", "abab\n\nab"), ("assistant", "ab"), ("user", "b"), ("assistant", "abab"))
@@ -115,47 +115,23 @@ def test_ids_are_those_of_apply_chat_template(byte_model: Callable[..., Path]) -
     assert encode(model, row)[0][0] == expected[:-1]
 
 
-def test_an_answer_never_merges_with_its_prompt(byte_model: Callable[..., Path]) -> None:
+def test_an_answer_never_merges_with_its_prompt(
+    byte_model: Callable[..., Path], encode: Encode
+) -> None:
     """Where prompt and answer would share a token, the prompt keeps the tokens it has alone."""
     model = byte_model(merges=[("\n", "\n")])
-    row = chat(("user", "x\n\ny"), ("assistant", "\nz"), ("user", "é"), ("assistant", "\n\n"))
+    row = chat(("user", "x\n\ny"), ("assistant", "\nz"), ("user", "é"), ("assistant", "\n\n."))
     ids, mask = encode(model, row)[0]
     merged, start, end = 256, 257, 258
     head = [start, *b"user\nx", merged, ord("y"), end, NEWLINE, start, *b"assistant\n"]
     middle = [NEWLINE, start, *"user\né".encode(), end, NEWLINE, start, *b"assistant\n"]
-    assert ids == [*head, NEWLINE, ord("z"), end, *middle, merged, end]
-    assert mask == [0] * len(head) + [1] * 3 + [0] * len(middle) + [1] * 2
-
-
-def test_a_template_that_rewrites_history_is_trained_as_it_renders(
-    byte_model: Callable[..., Path],
-) -> None:
-    """As Qwen3 does: only the last answer shows its empty thoughts; each answer ends at its end."""
-    template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-        "{% if m.role == 'assistant' and loop.last %}<think>{% endif %}{{ m.content }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    row = chat(("user", "p"), ("assistant", "a"), ("user", "q"), ("assistant", "b"))
-    ids, mask = encode(byte_model(template), row)[0]
-    trained = [token for token, flag in zip(ids, mask, strict=True) if flag]
-    assert trained == [ord("a"), END, *b"<think>b", END]
-
-
-def test_the_end_token_of_a_user_does_not_end_an_answer(byte_model: Callable[..., Path]) -> None:
-    """A template that leaves an earlier answer open is refused, though a user's end follows."""
-    template = (
-        "{% for m in messages %}<|im_start|>{{ m.content }}"
-        "{% if m.role == 'user' or loop.last %}<|im_end|>{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
-    )
-    row = chat(("user", "p"), ("assistant", "a"), ("user", "q"), ("assistant", "b"))
-    with pytest.raises(InputError, match=r"an answer of rows\.jsonl:1 does not end with a token"):
-        encode(byte_model(template), row)
+    assert ids == [*head, NEWLINE, ord("z"), end, *middle, merged, ord("."), end]
+    assert mask == [0] * len(head) + [1] * 3 + [0] * len(middle) + [1] * 3
 
 
 def test_a_template_whose_prompt_is_not_in_the_row_is_refused(
     byte_model: Callable[..., Path],
+    encode: Encode,
 ) -> None:
     """A generation prompt that opens thoughts the row does not have is named, with the template."""
     template = (
@@ -174,6 +150,7 @@ def test_a_template_whose_prompt_is_not_in_the_row_is_refused(
 
 def test_a_template_that_refuses_a_row_names_row_and_reason(
     byte_model: Callable[..., Path],
+    encode: Encode,
 ) -> None:
     """What the template raises is passed on, with the line of the row."""
     template = "{{ raise_exception('System role not supported') }}"
@@ -183,6 +160,7 @@ def test_a_template_that_refuses_a_row_names_row_and_reason(
 
 def test_a_stop_token_may_be_named_by_the_generation_config(
     byte_model: Callable[..., Path],
+    encode: Encode,
 ) -> None:
     """Gemma's case: the template closes answers with another token than the tokenizer's eos."""
     model = byte_model(special=("<|im_start|>", "<|im_end|>", "<eos>"), eos="<eos>",
@@ -193,7 +171,9 @@ def test_a_stop_token_may_be_named_by_the_generation_config(
         encode(without, chat(("user", "Hi"), ("assistant", "Ok!")))
 
 
-def test_the_date_in_a_template_is_the_same_every_day(byte_model: Callable[..., Path]) -> None:
+def test_the_date_in_a_template_is_the_same_every_day(
+    byte_model: Callable[..., Path], encode: Encode
+) -> None:
     """Llama 3.2's template asks for today's date; rows prepared tomorrow must not differ."""
     template = (
         "<|im_start|>{{ strftime_now('%d %b %Y') if strftime_now is defined else '' }}"
@@ -206,6 +186,7 @@ def test_the_date_in_a_template_is_the_same_every_day(byte_model: Callable[..., 
 
 def test_truncation_and_padding_of_a_tokenizer_file_do_not_apply(
     byte_model: Callable[..., Path],
+    encode: Encode,
 ) -> None:
     """A tokenizer.json that asks for 8 tokens neither shortens nor pads a row."""
 
@@ -214,44 +195,71 @@ def test_truncation_and_padding_of_a_tokenizer_file_do_not_apply(
         backend.enable_padding(length=64)
 
     model = byte_model(edit=cramp)
-    rows = [chat(("user", "Hi"), ("assistant", "Ok!"))] * 2
-    assert [ids for ids, _ in encode(model, *rows)] == [HELLO, HELLO]
+    assert encode(model, chat(("user", "Hi"), ("assistant", "Ok!")))[0][0] == HELLO
+    assert encode(model, text("Hello, Hello"))[0][0] == [*b"Hello, Hello", END]
 
 
 @pytest.mark.parametrize(
-    ("changes", "settings_of", "message"),
+    ("changes", "row", "message"),
     [
-        ({"template": None}, {}, "its tokenizer has no chat template; choose an instruct model"),
-        ({"eos": None}, {}, "names no token that ends a text; set eos_token"),
-        ({"eos": None, "config": {"eos_token_id": 257}}, {"format": "text", "supervise": "all"},
+        ({"template": None}, CHAT, "its tokenizer has no chat template; choose an instruct model"),
+        ({"eos": None}, CHAT, "names no token that ends a text; set eos_token"),
+        ({"eos": None, "config": {"eos_token_id": 257}}, TEXT,
          "names no token that ends a text; set eos_token"),
     ],
 )  # fmt: skip
 def test_a_tokenizer_that_lacks_something_is_refused(
     byte_model: Callable[..., Path],
+    open_model: Callable[..., Any],
     changes: dict[str, Any],
-    settings_of: dict[str, Any],
+    row: Row,
     message: str,
 ) -> None:
-    """What is missing, and what to do about it, is said before any row is read."""
+    """What is missing, and what to do about it, is raised: it is no fault of the row."""
     with pytest.raises(InputError, match=message):
-        encode(byte_model(**changes), chat(("user", "p"), ("assistant", "a")), **settings_of)
+        open_model(byte_model(**changes)).encode([row])
 
 
-def text(words: str) -> Row:
-    return Row({"text": words}, "rows.jsonl:1", "rows.jsonl:1")
+def test_rows_of_text_need_no_chat_template(
+    byte_model: Callable[..., Path], open_model: Callable[..., Any]
+) -> None:
+    """A base model without one encodes texts, and says of itself that it has none."""
+    encoder = open_model(byte_model(None))
+    assert encoder.encode([TEXT])[0].examples[0].tokens.tolist() == [104, 195, 169, END]
+    assert encoder.identity["chat_template_sha256"] is None
+    assert encoder.identity["stop_token_ids"] == [END]
 
 
-def test_a_text_ends_with_the_end_token_once(chatml: Path) -> None:
+def test_chats_and_texts_may_be_mixed_and_a_bad_row_spoils_no_other(
+    chatml: Path, open_model: Callable[..., Any]
+) -> None:
+    """One result for each row, in order; faults stand where their rows stood."""
+    rows = [TEXT, chat(("user", "\U0010fffd"), ("assistant", "a")), CHAT, text(""), TEXT]
+    results = open_model(chatml).encode(rows)
+    assert [type(result).__name__ for result in results] == [
+        "Encoded", "InputError", "Encoded", "InputError", "Encoded",
+    ]  # fmt: skip
+    assert results[2].examples[0].tokens.tolist() == HELLO
+    assert results[2].examples[0].row is CHAT
+    assert results[4].examples[0].row is TEXT
+
+
+def test_a_text_ends_with_the_end_token_once(chatml: Path, encode: Encode) -> None:
     """The end token is appended unless the text spells it; the first token is no target."""
-    options: dict[str, Any] = {"format": "text", "supervise": "all"}
-    assert (
-        encode(chatml, text("hé"), text("hé<|im_end|>"), **options)
-        == [([104, 195, 169, END], [0, 1, 1, 1])] * 2
-    )
+    expected = [([104, 195, 169, END], [0, 1, 1, 1])]
+    assert encode(chatml, TEXT) == expected
+    assert encode(chatml, text("hé<|im_end|>")) == expected
 
 
-def test_a_text_begins_as_the_tokenizer_begins_it(byte_model: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("supervise", ["assistant", "last", "all"])
+def test_a_text_is_trained_whole(chatml: Path, encode: Encode, supervise: str) -> None:
+    """Which turns are supervised is nothing to a text."""
+    assert encode(chatml, TEXT, supervise=supervise)[0][1] == [0, 1, 1, 1]
+
+
+def test_a_text_begins_as_the_tokenizer_begins_it(
+    byte_model: Callable[..., Path], encode: Encode
+) -> None:
     """A tokenizer that puts a start token in front does so here, as when it serves."""
     from tokenizers.processors import TemplateProcessing
 
@@ -259,4 +267,4 @@ def test_a_text_begins_as_the_tokenizer_begins_it(byte_model: Callable[..., Path
         backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
 
     model = byte_model(special=("<s>", "</s>"), bos="<s>", eos="</s>", edit=begin)
-    assert encode(model, text("a"), format="text", supervise="all") == [([256, 97, 257], [0, 1, 1])]
+    assert encode(model, text("a")) == [([256, 97, 257], [0, 1, 1])]

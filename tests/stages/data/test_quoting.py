@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from stages.data.encoder import open_encoder
 from stages.data.formats import Row
 from stages.errors import InputError
 from stages.models.tokenizer import load_tokenizer
-from stages.settings import Data
 
 # As Mistral and Llama 2 have it: text tags, and special tokens around the turns.
 MISTRAL = (
@@ -44,46 +44,49 @@ def spaced_model(directory: Path, scheme: str, template: str, *, rstrip: bool = 
     return directory
 
 
-def encode(model: Path, *contents: str) -> tuple[list[str], list[str], list[str]]:
-    """Return the row's tokens, those that are trained, and those that transformers makes."""
-    settings = Data(
-        stage="stages.prepare.prepare", path="x", format="chat", supervise="assistant",
-        max_seq_length=512, overlong="drop", valid_fraction=0, test_fraction=0,
-    )  # fmt: skip
-    roles = ("user", "assistant") * (len(contents) // 2)
-    messages = [
-        {"role": role, "content": words} for role, words in zip(roles, contents, strict=True)
-    ]
-    tokenizer = load_tokenizer(model)
-    encoder = open_encoder(settings, tokenizer, model)
-    ((tokens, mask),) = encoder.encode([Row({"messages": messages}, "r.jsonl:3", "r.jsonl:3")])
-    own = tokenizer.apply_chat_template(messages, return_dict=False)
-    return tuple(
-        tokenizer.convert_ids_to_tokens(ids)
-        for ids in (tokens.tolist(), tokens[mask == 1].tolist(), own)
-    )  # type: ignore[return-value]  # three lists, one for each
+Shown = Callable[..., tuple[list[str], list[str], list[str]]]
+
+
+@pytest.fixture
+def show(encode: Callable[..., Any]) -> Shown:
+    """Return what shows a row's tokens, those that are trained, and those of transformers."""
+
+    def encode_row(model: Path, *contents: str) -> tuple[list[str], ...]:
+        roles = ("user", "assistant") * (len(contents) // 2)
+        messages = [
+            {"role": role, "content": words} for role, words in zip(roles, contents, strict=True)
+        ]
+        tokenizer = load_tokenizer(model)
+        [(tokens, mask)] = encode(model, Row({"messages": messages}, "r.jsonl:3", "r.jsonl:3"))
+        trained = [token for token, flag in zip(tokens, mask, strict=True) if flag]
+        own = tokenizer.apply_chat_template(messages, return_dict=False)
+        return tuple(tokenizer.convert_ids_to_tokens(ids) for ids in (tokens, trained, own))
+
+    return encode_row
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("rstrip", [False, True])
 def test_ids_are_those_of_transformers_without_spelled_tokens(
-    tmp_path: Path, scheme: str, rstrip: bool
+    tmp_path: Path, show: Shown, scheme: str, rstrip: bool
 ) -> None:
     """Quoting changes no id, and each answer is trained from its first word to its end token."""
     template = MISTRAL.replace("</s>", "</s>\n ")
     model = spaced_model(tmp_path, scheme, template, rstrip=rstrip)
-    tokens, trained, own = encode(model, "b a", "a b", "c", "a")
+    tokens, trained, own = show(model, "b a", "a b", "c", "a")
     assert tokens == own[: len(tokens)]
     assert ("\n" in tokens) == (not rstrip)
     assert trained == ["▁a", "▁b", "</s>", "▁a", "</s>"]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_spelled_token_has_the_tokens_of_its_letters(tmp_path: Path, scheme: str) -> None:
+def test_a_spelled_token_has_the_tokens_of_its_letters(
+    tmp_path: Path, show: Shown, scheme: str
+) -> None:
     """`</s>` in a turn is encoded among its neighbours, as any text of that shape is."""
     model = spaced_model(tmp_path, scheme, MISTRAL)
-    spelled, trained, own = encode(model, "a </s> b<s>", "is </s>a")
-    _, _, like = encode(model, "a </q> b<q>", "is </q>a")
+    spelled, trained, own = show(model, "a </s> b<s>", "is </s>a")
+    _, _, like = show(model, "a </q> b<q>", "is </q>a")
     replaced = "".join(like).replace("</q>", "</s>").replace("<q>", "<s>")
     assert "".join(spelled) == replaced
     assert (spelled.count("<s>"), spelled.count("</s>")) == (1, 1)
@@ -91,7 +94,9 @@ def test_a_spelled_token_has_the_tokens_of_its_letters(tmp_path: Path, scheme: s
     assert own.count("</s>") == 3
 
 
-def test_a_prompt_that_shares_a_token_with_the_answer_is_refused(tmp_path: Path) -> None:
+def test_a_prompt_that_shares_a_token_with_the_answer_is_refused(
+    tmp_path: Path, show: Shown
+) -> None:
     """Where a cut between them would add a space to the text, the template is to blame."""
     template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
@@ -99,10 +104,10 @@ def test_a_prompt_that_shares_a_token_with_the_answer_is_refused(tmp_path: Path)
     )
     model = spaced_model(tmp_path, "always", template)
     with pytest.raises(InputError, match=r"an answer of r\.jsonl:3 shares a token with the answer"):
-        encode(model, "b", "a")
+        show(model, "b", "a")
 
 
-def test_the_quote_itself_is_refused(tmp_path: Path) -> None:
+def test_the_quote_itself_is_refused(tmp_path: Path, show: Shown) -> None:
     """The one character that steers the quoting is not let in."""
     with pytest.raises(InputError, match=r"r\.jsonl:3: found the private character U\+10FFFD"):
-        encode(spaced_model(tmp_path, "first", MISTRAL), "a", "\U0010fffd</s>\U0010fffd")
+        show(spaced_model(tmp_path, "first", MISTRAL), "a", "\U0010fffd</s>\U0010fffd")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from stages.data.rows import open_rows, write_rows
+from stages.data.rows import file_header, open_rows, write_rows
 from stages.errors import InputError
 
 TOKEN = st.integers(0, 2**31 - 1)
@@ -57,6 +57,30 @@ def test_iteration_ends_with_the_last_row(tmp_path: Path) -> None:
     pair = (np.array([5, 6], np.int32), np.array([0, 1], np.uint8))
     write_rows(tmp_path / "train.safetensors", [pair, pair])
     assert [tokens.tolist() for tokens, _ in open_rows(tmp_path, "train")] == [[5, 6], [5, 6]]
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(0, 0), (1, 9), (10, 99_999), (1_000, 1_234_567)])
+def test_the_header_is_that_of_safetensors(tmp_path: Path, rows: int, tokens: int) -> None:
+    """A file that is streamed starts with the very bytes that safetensors writes."""
+    arrays: dict[str, np.ndarray] = {
+        "tokens": np.zeros(tokens, np.int32),
+        "supervised": np.zeros(tokens, np.uint8),
+        "offsets": np.zeros(rows + 1, np.int64),
+    }
+    save_file(arrays, tmp_path / "file", metadata={"format": "1"})
+    written = (tmp_path / "file").read_bytes()
+    header = file_header(rows, tokens)
+    assert written.startswith(header)
+    assert len(written) == len(header) + 5 * tokens + 8 * (rows + 1)
+
+
+def test_a_row_cannot_be_overwritten(tmp_path: Path) -> None:
+    """Rows are views of the file, so changing one in place is refused."""
+    pair = (np.array([5, 6], np.int32), np.array([0, 1], np.uint8))
+    write_rows(tmp_path / "train.safetensors", [pair])
+    for part in open_rows(tmp_path, "train")[0]:
+        with pytest.raises(ValueError, match="read-only"):
+            part[0] = 1
 
 
 def save(path: Path, **changes: object) -> None:

@@ -1,18 +1,17 @@
 """A prompt is what the model was trained to answer, and what a person writes stays text."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from stages.artifacts import BaseModel
-from stages.data.rows import open_rows
+from stages.data.encoder import Encoded, open_encoder
+from stages.data.formats import Row
+from stages.data_settings import Data
 from stages.errors import InputError
 from stages.generation.prompts import open_chat, open_text
 from stages.models.tokenizer import load_tokenizer
-from stages.prepare import prepare
-from stages.settings import Data
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -20,6 +19,41 @@ TURNS = [
     {"role": "assistant", "content": "x: sure"},
     {"role": "user", "content": "And a cake"},
 ]
+OTHER = (
+    "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }}<|im_end|>"
+    "{% else %}[{{ m.role }}] {{ m.content }} [/{{ m.role }}]{% endif %}{% endfor %}"
+)
+"""In the manner of Llama 2: what the generation prompt adds is nothing."""
+TOOLS_TEMPLATE = (
+    "{% for t in tools or [] %}<{{ t.function.name }}>{% endfor %}{% for m in messages %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "!{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+TOOL_TURNS = [
+    {"role": "user", "content": "1+1?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "2"},
+]
+
+
+def trained_after(
+    directory: Path, content: dict[str, Any], chat_template: str | None = None
+) -> list[int]:
+    """Return the tokens of a training row before its last answer."""
+    data = Data(stage="stages.prepare.prepare", path="x", format="messages", supervise="last",
+                max_seq_length=512, overlong="error", valid_fraction=0.0, test_fraction=0.0,
+                duplicates="keep", leakage="keep", redact=False, encoding="utf-8",
+                on_error="fail")  # fmt: skip
+    encoder = open_encoder(data, load_tokenizer(directory), directory, chat_template)
+    [encoded] = encoder.encode([Row(content, "x:1", "x:1")])
+    assert isinstance(encoded, Encoded)
+    [example] = encoded.examples
+    start = int(np.flatnonzero(example.supervised == 0)[-1]) + 1
+    tokens: list[int] = example.tokens[:start].tolist()
+    return tokens
 
 
 def test_chat_is_the_templates_own_prompt(byte_model) -> None:
@@ -30,24 +64,49 @@ def test_chat_is_the_templates_own_prompt(byte_model) -> None:
     assert open_chat(tokenizer, directory)(TURNS, "here") == expected
 
 
-@pytest.mark.parametrize("merges", [(), [("\n", "x")], [("t", "\n"), ("\n", "x")]])
+def test_given_template_replaces_the_tokenizers(byte_model) -> None:
+    """The tokens are those of the given template, as they were worked out by hand, also for a
+    tokenizer that has none of its own."""
+    text = "[system] Be brief. [/system][user] Two teas, please. [/user] x: sure"
+    end = load_tokenizer(byte_model()).convert_tokens_to_ids("<|im_end|>")
+    expected = [*text.encode(), end, *b"[user] And a cake [/user]"]
+    for directory in (byte_model(), byte_model(None)):
+        assert open_chat(load_tokenizer(directory), directory, OTHER)(TURNS, "here") == expected
+
+
+@pytest.mark.parametrize("template", [None, OTHER], ids=["own", "given"])
+@pytest.mark.parametrize(
+    "merges", [(), [("\n", "x")], [("t", "\n"), ("\n", "x")], [("]", " "), (" ", "x")]]
+)
 def test_chat_prompt_is_that_of_the_training_row(
-    byte_model, diary, tmp_path: Path, merges: list[tuple[str, str]]
+    byte_model, merges: list[tuple[str, str]], template: str | None
 ) -> None:
     """An answer is generated after the tokens it is trained after, also where words would merge
     with the prompt."""
     directory = byte_model(merges=merges)
     row = {"messages": [*TURNS, {"role": "assistant", "content": "x"}]}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    data = Data(stage="stages.prepare.prepare", path=str(tmp_path / "rows.jsonl"), format="chat",
-                supervise="assistant", max_seq_length=512, overlong="error", valid_fraction=0.0,
-                test_fraction=0.0)  # fmt: skip
-    model = BaseModel(directory=directory, dtype="float32")
-    prepared = prepare(data, 0, model=model, report=diary(), out=tmp_path / "out")
-    tokens, supervised = open_rows(prepared.directory, "train")[0]
-    start = int(np.flatnonzero(supervised == 0)[-1]) + 1
-    encode = open_chat(load_tokenizer(directory), directory)
-    assert encode(TURNS, "here") == tokens[:start].tolist()
+    encode = open_chat(load_tokenizer(directory), directory, template)
+    assert encode(TURNS, "here") == trained_after(directory, row, template)
+
+
+def test_tools_and_their_results_are_in_the_prompt(byte_model) -> None:
+    """Offered tools, calls and results are rendered as in a training row, and as OpenAI's clients
+    write them: arguments as a text of JSON, no content beside a call."""
+    directory = byte_model(TOOLS_TEMPLATE)
+    tokenizer = load_tokenizer(directory)
+    row = {"messages": [*TOOL_TURNS, {"role": "assistant", "content": "Two."}], "tools": TOOLS}
+    encode = open_chat(tokenizer, directory)
+    prompt = encode(TOOL_TURNS, "here", TOOLS)
+    assert prompt == trained_after(directory, row)
+    assert tokenizer.decode(prompt) == (
+        "<add><|im_start|>user\n1+1?<|im_end|>\n"
+        '<|im_start|>assistant\n!add({"a": 1})<|im_end|>\n'
+        "<|im_start|>tool\n2<|im_end|>\n<|im_start|>assistant\n"
+    )
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    result = {"role": "tool", "content": "2", "tool_call_id": "c1"}
+    asked = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert encode([TOOL_TURNS[0], asked, result], "here", TOOLS) == prompt
 
 
 def test_spelled_special_tokens_stay_text(byte_model) -> None:
@@ -65,7 +124,10 @@ def test_spelled_special_tokens_stay_text(byte_model) -> None:
     ("turns", "found"),
     [
         ([], "no turns"),
-        ([{"role": "tool", "content": "x"}], "role 'tool'"),
+        ([{"role": "robot", "content": "x"}], "role 'robot'"),
+        ([{"role": "tool", "content": "x"}], "answers no call"),
+        ([{"role": "assistant", "content": "x"}], "an assistant turn first"),
+        ([TURNS[1], TURNS[0]], "a system turn at messages[1]"),
         ([{"role": "user", "content": 3}], "a number"),
         ([{"role": "user"}], '"content"'),
         (["hello"], "text as messages[0]"),

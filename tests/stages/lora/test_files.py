@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from stages.errors import InputError
 from stages.lora.bank import Bank, attach
-from stages.lora.files import load_adapter, save_adapter, save_weights
+from stages.lora.files import load_adapter, save_adapter, save_weights, trained_template
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
 
@@ -254,3 +254,31 @@ def test_missing_or_damaged_file_is_named(
         (directory / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
         load_adapter(tiny_llama(), directory)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_chat_template_trained_with_comes_back_or_is_refused(
+    tiny_llama: LLAMA, tmp_path: Path, full: bool
+) -> None:
+    """The template is read as it was saved; one that is edited or missing is named, and one that
+    nothing records, as other tools leave it there, is not taken."""
+    model = tiny_llama()
+    template = "{{ messages }}\r\n"
+    save(trained(model, ["q_proj"]), tmp_path)
+    path = tmp_path / "chat_template.jinja"
+    path.write_text("not ours")
+    assert trained_template(tmp_path) is None
+    if full:
+        save_weights(tmp_path, dict(tree_flatten(model.parameters())), {}, template)
+    else:
+        bank = trained(tiny_llama(), ["q_proj"])
+        adapter = bank.split(bank.parameters())[0]
+        save_adapter(tmp_path, adapter, bank.shapes[0], bank.targets, {}, template)
+    assert trained_template(tmp_path) == template
+    for damage, found in ((lambda: path.write_text(template + " "), "not the file"),
+                          (path.unlink, "missing")):  # fmt: skip
+        damage()
+        with pytest.raises(InputError) as caught:
+            trained_template(tmp_path)
+        assert caught.value.where == str(path)
+        assert found in caught.value.found
