@@ -30,7 +30,7 @@ def block(marker: str) -> list[str]:
     return found.group(1).splitlines()
 
 
-COMMANDS = [line.partition("  #")[0].strip() for line in block("commands")]
+COMMANDS = [line.partition("  #")[0].strip() for line in block("commands") + block("data")]
 
 
 def words(command: str) -> list[str]:
@@ -52,6 +52,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = [json.dumps({"text": f"Line {n} of a text."}) for n in range(40)]
     for split, chosen in (("train", text[::2]), ("valid", text[1::2])):
         (cwd / "folder" / f"{split}.jsonl").write_text("\n".join(chosen))
+    questions = [f"Question {n}?,Reply {n}." for n in range(40)]
+    (cwd / "faq.csv").write_text("\n".join(["Question,Reply", *questions]))
+    spoken = [{"data": [{"text": "play "}, {"text": f"song {n}", "entity": "song"}]}
+              for n in range(40)]  # fmt: skip
+    (cwd / "raw.json").write_text(json.dumps({"PlayMusic": spoken}))
+    (cwd / "convert.py").write_text("\n".join(block("file: convert.py")))
+    (cwd / "mixed.jsonl").write_bytes("\n".join([*small, "{oops", "caf\xe9"]).encode("latin-1"))
     directory, _ = cli.succeed(cwd, *SHORT, "data.path=my.jsonl")
     shutil.copytree((directory / "model").resolve(), cwd / "my-model")
     (cwd / "my-model" / "manifest.json").unlink()

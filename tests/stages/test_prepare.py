@@ -21,7 +21,8 @@ from stages.prepare import prepare
 from stages.settings import Data
 
 SPLITS = ("train", "valid", "test")
-WIKISQL = Path(__file__).parents[3] / "shared" / "data" / "wikisql"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+WIKISQL, SNIPS, GSM8K = SHARED / "wikisql", SHARED / "snips", SHARED / "gsm8k"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def data(path: object, **changes: Any) -> Data:
         "duplicates": "keep", "leakage": "drop", "redact": False, "encoding": "utf-8",
         "on_error": "fail",
     }  # fmt: skip
-    return Data(path=str(path), **values | changes)
+    return Data(path=path if isinstance(path, tuple) else str(path), **values | changes)
 
 
 def write(path: Path, *texts: str) -> Path:
@@ -264,3 +265,136 @@ def test_wikisql_is_prepared_as_text(tmp_path: Path, model: BaseModel, diary: An
         lengths = [len(text.encode()) + 1 for text in texts if len(text.encode()) < 512]
         assert open_rows(result.directory, split).lengths.tolist() == lengths
         assert len(texts) == count
+
+
+CONVERTER = """
+import json
+
+def row(record, source):
+    words = "".join(part["text"] for part in record["data"])
+    slots = {part["entity"]: part["text"] for part in record["data"] if "entity" in part}
+    answer = json.dumps({"intent": source.split("_")[1], "slots": slots})
+    return {"prompt": words, "completion": answer}
+"""
+
+
+def doctor_of(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "doctor.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.skipif(not SNIPS.is_dir(), reason="no SNIPS files here")
+def test_the_doctor_finds_what_is_known_of_snips(
+    tmp_path: Path, model: BaseModel, diary: Any
+) -> None:
+    """205 training rows ask again, 9 validation rows are in train, one file is Latin-1."""
+    (tmp_path / "snips.py").write_text(CONVERTER)
+    settings = data(SNIPS, convert=f"{tmp_path}/snips.py:row", encoding="auto", test_fraction=0)
+    report = diary()
+    result = prepare(settings, 0, model=model, report=report, out=tmp_path / "out")
+    doctor = doctor_of(result.directory)
+    train, valid = doctor["splits"]["train"], doctor["splits"]["valid"]
+    assert (train["found"]["rows"], valid["rows"]) == (13784, 700)
+    assert train["found"]["repeated_questions"] == 205
+    assert valid["found"]["asked_in_train"] == train["found"]["removed_leaks"] == 9
+    assert train["rows"] == 13784 - 9
+    assert list(doctor["repairs"]) == ["train_PlayMusic_full.json"]
+    assert "! 1 file not UTF-8, 6 bytes read as Windows-1252: train_PlayMusic_full.json" in (
+        report.lines
+    )
+
+
+@pytest.mark.skipif(not SNIPS.is_dir(), reason="no SNIPS files here")
+def test_a_latin_1_file_is_named_by_line_and_column(
+    tmp_path: Path, model: BaseModel, diary: Any
+) -> None:
+    """Without data.encoding=auto the first such byte stops the stage."""
+    (tmp_path / "snips.py").write_text(CONVERTER)
+    settings = data(SNIPS, convert=f"{tmp_path}/snips.py:row")
+    with pytest.raises(InputError, match=r"train_PlayMusic_full\.json:9091:40: byte 0xED is not"):
+        prepare(settings, 0, model=model, report=diary(), out=tmp_path / "out")
+
+
+@pytest.mark.skipif(not GSM8K.is_dir(), reason="no GSM8K files here")
+def test_gsm8k_is_found_to_be_questions_and_answers(
+    tmp_path: Path, model: BaseModel, diary: Any
+) -> None:
+    """Every row is kept or dropped as too long, in the splits its files and the seed say."""
+    settings = data(GSM8K, max_seq_length=600)
+    result = prepare(settings, 0, model=model, report=diary(), out=tmp_path / "out")
+    doctor = doctor_of(result.directory)
+    assert doctor["formats"] == {"question_answer": 7473 + 1319}
+    rows = sum(split["rows"] for split in doctor["splits"].values())
+    assert rows + doctor["notes"]["dropped_overlong"] == 7473 + 1319
+    assert doctor["splits"]["valid"]["rows"] > 0
+
+
+def test_faults_are_listed_counted_and_nothing_is_kept(
+    tmp_path: Path, model: BaseModel, diary: Any
+) -> None:
+    """The first twenty are named by line and column, all are counted."""
+    good = json.dumps({"text": "good"}) + "\n"
+    (tmp_path / "rows.jsonl").write_text(good + '{"text": 1}\n' * 30 + '{"text": "x"\n' + good)
+    report = diary()
+    with pytest.raises(InputError, match="the first of 31 records that cannot be used") as caught:
+        prepare(data(tmp_path / "rows.jsonl"), 0, model=model, report=report, out=tmp_path / "out")
+    assert caught.value.where == f"{tmp_path}/rows.jsonl:2"
+    assert [line.partition(": ")[0] for line in report.lines[:20]] == [
+        f"{tmp_path}/rows.jsonl:{number}" for number in range(2, 22)
+    ]
+    assert report.lines[20:] == ["… and 11 more"]
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_faults_are_set_aside_where_asked(tmp_path: Path, model: BaseModel, diary: Any) -> None:
+    """on_error=skip keeps the good rows, and the bad ones as they were read."""
+    lines = ['{"text": "good"}', "{oops", '{"text": "fine"}', '{"words": "x"}', '{"text": "well"}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    settings = data(tmp_path / "rows.jsonl", on_error="skip", test_fraction=0)
+    result = prepare(settings, 0, model=model, report=diary(), out=tmp_path / "out")
+    written = (tmp_path / "out" / "quarantine.jsonl").read_text(encoding="utf-8")
+    aside = [json.loads(line) for line in written.splitlines()]
+    assert [(row["source"], row["record"]) for row in aside] == [
+        ("rows.jsonl:2", "{oops"), ("rows.jsonl:4", '{"words": "x"}'),
+    ]  # fmt: skip
+    assert sorted(row["text"] for split in SPLITS for row in kept(result, split)) == [
+        "fine", "good", "well",
+    ]  # fmt: skip
+    doctor = doctor_of(result.directory)
+    assert doctor["fault_count"] == 2
+    assert doctor["faults"][0]["where"] == "rows.jsonl:2:2"
+
+
+def test_a_large_input_gives_the_same_bytes_from_any_number_of_processes(
+    tmp_path: Path, model: BaseModel, diary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process or three: not a byte differs, faults included."""
+    lines = [json.dumps({"question": f"{n} and {n % 7}?", "answer": str(n)}) for n in range(4000)]
+    lines[1234] = "{"
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    found = []
+    for processes in (1, 3):
+        monkeypatch.setattr("stages.data.gather.processes_for", lambda _, n=processes: n)
+        out = tmp_path / str(processes)
+        settings = data(tmp_path / "rows.jsonl", on_error="skip")
+        prepare(settings, 0, model=model, report=diary(), out=out)
+        found.append(digests(out))
+    assert found[0] == found[1]
+
+
+def test_weights_decide_how_often_a_source_is_seen(
+    tmp_path: Path, model: BaseModel, diary: Any
+) -> None:
+    """Twice all of one source, about half of the other; held-out rows are not repeated."""
+    for name in ("often", "seldom"):
+        write(tmp_path / f"{name}.jsonl", *(f"{name} {number}" for number in range(200)))
+    settings = data(
+        (f"{tmp_path}/often.jsonl", f"{tmp_path}/seldom.jsonl"), weights=(2.0, 0.5),
+        test_fraction=0,
+    )  # fmt: skip
+    result = prepare(settings, 0, model=model, report=diary(), out=tmp_path / "out")
+    texts = [row["text"] for row in kept(result, "train")]
+    often = [text for text in texts if text.startswith("often")]
+    assert len(often) == 2 * len(set(often))
+    assert 60 < len(texts) - len(often) == len(set(texts) - set(often)) < 120
+    assert len({row["text"] for row in kept(result, "valid")}) == len(kept(result, "valid"))
