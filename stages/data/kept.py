@@ -34,12 +34,12 @@ def check_answer(turns: Turns, number: int, text: str, start: int) -> None:
         _check_calls_of(turns, number, answer)
 
 
-def check_tools(turns: Turns, end: int, text: str) -> None:
-    """Refuse tools that are not in `text`, which is that of the turns before number `end`."""
+def check_tools(turns: Turns, end: int, text: str, *, prompt: bool = False) -> None:
+    """Refuse tools that are not in `text`: of the turns before number `end`, or their prompt."""
     if turns.tools:
         names = [tool["function"]["name"] for tool in turns.tools]
         unnamed = [name for name in names if not _holds(text, name)]
-        if unnamed or turns.without_tools(end) == text:
+        if unnamed or turns.without_tools(end, prompt=prompt) == text:
             raise _lost(turns, f"the tool '{(unnamed or names)[0]}'")
 
 

@@ -42,8 +42,7 @@ def encode_passages(
         if aligned is None:
             found.append(_shared(template, passage.where))
             continue
-        ids, starts = aligned
-        places = np.flatnonzero(template.quoting.quoted[ids])
+        ids, places, starts = aligned
         supervised = np.full(len(ids), passage.others, np.uint8)
         begins = dict(zip(passage.starts, starts, strict=True))
         for span in passage.answers:
@@ -68,7 +67,7 @@ def prompt_tokens(
     end = len(messages)
     earlier = [n for n, turn in enumerate(messages) if turn["role"] == "assistant"]
     prompt = turns.prompt(end)
-    check_tools(turns, end, prompt)
+    check_tools(turns, end, prompt, prompt=True)
     for before, after in zip([None, *earlier], [*earlier, end], strict=True):
         check_calls(turns, before, after, checked=False)
     starts = sorted(answer_starts(turns, messages, prompt))
@@ -79,8 +78,10 @@ def prompt_tokens(
     return found
 
 
-_Aligned = tuple[NDArray[np.int64], list[int]]
-"""Ids of the copy of the tokenizer, without cuts, and the indices at which answers start."""
+_Ids = NDArray[np.int32]
+_Aligned = tuple[_Ids, NDArray[np.int64], list[int]]
+"""Ids of the copy of the tokenizer, without cuts, the indices of quoted tokens, and those at which
+answers start."""
 
 
 def _encode(
@@ -92,11 +93,13 @@ def _encode(
     prompts = _encode_ends(template, texts)
     found: list[_Aligned | None] = []
     for (text, starts), ids in zip(texts, encoded, strict=True):
-        aligned = _indices(template, text, starts, ids, prompts)
-        if None not in aligned:
-            found.append((np.array(ids), [index for index in aligned if index is not None]))
+        array = np.array(ids, np.int32)
+        places = np.flatnonzero(template.quoting.quoted[array])
+        indices = _indices(text, starts, ids, places, prompts)
+        if None not in indices:
+            found.append((array, places, [index for index in indices if index is not None]))
         else:
-            found.append(_cut(template, text, starts, ids))
+            found.append(_cut(template, text, starts, array))
     return found
 
 
@@ -122,10 +125,10 @@ def _end(text: str, start: int) -> str:
 
 
 def _indices(
-    template: Template, text: str, starts: list[int], ids: list[int], prompts: dict[str, list[int]]
-) -> list[int | None]:
+    text: str, starts: list[int], ids: list[int], places: NDArray[np.int64],
+    prompts: dict[str, list[int]],
+) -> list[int | None]:  # fmt: skip
     """Return the index of the token at which each answer starts; None where one reaches across."""
-    places = np.flatnonzero(template.quoting.quoted[ids])
     found: list[int | None] = []
     for start in starts:
         prompt = prompts[_end(text, start)]
@@ -136,29 +139,28 @@ def _indices(
     return found
 
 
-def _cut(
-    template: Template, text: str, starts: list[int], whole: list[int]
-) -> _Aligned | None:  # fmt: skip
+def _cut(template: Template, text: str, starts: list[int], whole: _Ids) -> _Aligned | None:
     """Encode a text that is cut before every answer into which a token of its prompt reaches."""
-    ids, starts = whole, list(starts)
-    while None in (indices := _cut_indices(template, text, starts, ids)):
+    quoting, starts = template.quoting, list(starts)
+    while True:
+        [ids] = quoting.encode([text])
+        places = np.flatnonzero(quoting.quoted[ids])
+        prompts = _encode_ends(template, [(text, starts)])
+        indices = _indices(text, starts, ids, places, prompts)
+        if None not in indices:
+            break
         # From left to right, since a cut changes what follows it up to the next special token.
         start = starts[indices.index(None)]
         text = f"{text[:start]}{CUT}{text[start:]}"
         starts = [at + len(CUT) * (at >= start) for at in starts]
-        [ids] = template.quoting.encode([text])
-    originals, decode = template.quoting.originals, template.tokenizer.decode
-    kept = originals[ids] >= 0
-    if decode(originals[ids][kept].tolist()) != decode(originals[whole].tolist()):
+    kept = quoting.originals[ids] >= 0
+    array = np.array(ids, np.int32)[kept]
+    decode = template.tokenizer.decode
+    if decode(quoting.originals[array].tolist()) != decode(quoting.originals[whole].tolist()):
         return None
     before: NDArray[np.int64] = np.cumsum(kept) - kept
-    return np.array(ids)[kept], [int(before[index]) for index in indices if index is not None]
-
-
-def _cut_indices(
-    template: Template, text: str, starts: list[int], ids: list[int]
-) -> list[int | None]:  # fmt: skip
-    return _indices(template, text, starts, ids, _encode_ends(template, [(text, starts)]))
+    begins = [int(before[index]) for index in indices if index is not None]
+    return array, np.flatnonzero(quoting.quoted[array]), begins
 
 
 def _shared(template: Template, where: str) -> InputError:

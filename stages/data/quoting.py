@@ -70,6 +70,8 @@ def open_quoting(tokenizer: PreTrainedTokenizerBase, where: str, also: Collectio
         for number, token in tokenizer.added_tokens_decoder.items()
         if token.special or number in also
     }
+    # In the copy they are special, so that without quotes they are plain text.
+    backend.add_special_tokens([token.content for token in special.values() if not token.special])
     backend.add_tokens([AddedToken(CUT, normalized=False)])
     backend.add_tokens([
         AddedToken(f"{QUOTE}{token.content}{QUOTE}", normalized=False, lstrip=token.lstrip,

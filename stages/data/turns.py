@@ -53,10 +53,10 @@ class Turns:
             self.prompts[end] = found
         return found
 
-    def without_tools(self, end: int) -> str:
-        """Return the text of the turns before number `end` if there were no tools."""
+    def without_tools(self, end: int, *, prompt: bool) -> str:
+        """Return what `prompt` or `render` would if there were no tools."""
         given = self.messages[: end - self.fewer]
-        return self.template.render(given, None, self.where, add_generation_prompt=False)
+        return self.template.render(given, None, self.where, add_generation_prompt=prompt)
 
     def quote(self, text: str, positions: Sequence[int]) -> tuple[str, list[int]]:
         """Return rendered text with quotes around the special tokens that the template wrote, and

@@ -103,7 +103,8 @@ def _answer(turns: Turns, number: int) -> _Answer:
     text, prompt = turns.render(number + 1), turns.prompt(number)
     if not text.startswith(prompt):
         found = f"its prompt for messages[{number}] of {turns.where} does not begin the whole row"
-        raise InputError(template.name, found, "use another model, or remove the row")
+        mend = "use another model, set data.chat_template, or remove the row"
+        raise InputError(template.name, found, mend)
     for match in template.quoting.special.finditer(text, len(prompt)):
         if match[0] in template.stops:
             check_answer(turns, number, text[: match.end()], len(prompt))

@@ -16,6 +16,7 @@ from stages.data_settings import Data
 from stages.errors import InputError
 from stages.models.tokenizer import load_tokenizer
 
+TEMPLATES = Path(__file__).parents[4] / "shared" / "data" / "chat_templates"
 DEFAULTS = Path(__file__).parents[3] / "conf" / "data" / "local.yaml"
 
 
@@ -24,6 +25,24 @@ def make_data() -> Callable[..., Data]:
     """Return a maker of `Data` with the defaults of data=local, except `changes`."""
     values: dict[str, Any] = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
     return lambda **changes: Data(**values | {"path": "rows.jsonl"} | changes)
+
+
+@pytest.fixture(scope="session")
+def known_template() -> Callable[[str], str]:
+    """Return a reader of well-known templates; skips where their folder is absent.
+
+    Those laid out over lines are meant to be joined, as their README says.
+    """
+    if not TEMPLATES.is_dir():
+        pytest.skip("no folder of chat templates here")
+
+    def read(name: str) -> str:
+        source = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+        if name in ("qwen2.5-instruct", "granite-3.0-instruct"):
+            return source
+        return source.replace("    ", "").replace("\n", "")
+
+    return read
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +60,7 @@ def open_model(make_data: Callable[..., Data]) -> Callable[..., Encoder]:
 def encode(
     open_model: Callable[..., Encoder],
 ) -> Callable[..., list[tuple[list[int], list[int]]]]:
-    """Return an encoder of one row, which raises its error: (tokens, supervised) of what it made."""
+    """Return an encoder of one row, which raises its error: (tokens, supervised) of examples."""
 
     def encode_row(model: Path, row: Row, **changes: Any) -> list[tuple[list[int], list[int]]]:
         [result] = open_model(model, **changes).encode([row])

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stages.data.formats import Row
 
-FOLDER = Path(__file__).parents[4] / "shared" / "data" / "chat_templates"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no folder of chat templates here")
+Make = Callable[..., Any]
 
 TURNS = [
     {"role": "user", "content": "Hi"},
@@ -72,22 +70,14 @@ GOLDEN: dict[str, tuple[list[str], list[dict[str, str]], Segments]] = {
 }  # fmt: skip
 
 
-def template(name: str) -> str:
-    """Read a template; those laid out over lines are meant to be joined, as their README says."""
-    source = (FOLDER / f"{name}.jinja").read_text()
-    if name == "qwen2.5-instruct":
-        return source
-    return source.replace("    ", "").replace("\n", "")
-
-
 @pytest.mark.parametrize("name", GOLDEN)
 def test_two_answers_give_the_sequence_written_by_hand(
-    name: str, byte_model: Callable[..., Path], encode: Callable[..., Any]
+    name: str, byte_model: Make, known_template: Make, encode: Make
 ) -> None:
     """Each token and its mask are those of the segments."""
     special, messages, segments = GOLDEN[name]
     bos = special[0] if special[0] in ("<s>", "<|begin_of_text|>") else None
-    model = byte_model(template(name), special=special, eos=special[-1], bos=bos)
+    model = byte_model(known_template(name), special=special, eos=special[-1], bos=bos)
     ids: list[int] = []
     mask: list[int] = []
     for text, flag in segments:
@@ -97,11 +87,11 @@ def test_two_answers_give_the_sequence_written_by_hand(
     assert encode(model, Row({"messages": messages}, "r:1", "r:1")) == [(ids, mask)]
 
 
-def test_mistral_is_this_very_list(
-    byte_model: Callable[..., Path], encode: Callable[..., Any]
-) -> None:
+def test_mistral_is_this_very_list(byte_model: Make, known_template: Make, encode: Make) -> None:
     """The same once more as plain numbers."""
-    model = byte_model(template("mistral-instruct"), special=["<s>", "</s>"], eos="</s>", bos="<s>")
+    model = byte_model(
+        known_template("mistral-instruct"), special=["<s>", "</s>"], eos="</s>", bos="<s>"
+    )
     assert encode(model, Row({"messages": TURNS}, "r:1", "r:1")) == [(
         [256, 91, 73, 78, 83, 84, 93, 32, 72, 105, 32, 91, 47, 73, 78, 83, 84, 93, 32, 79, 107, 33,
          257, 91, 73, 78, 83, 84, 93, 32, 60, 195, 169, 62, 63, 32, 91, 47, 73, 78, 83, 84, 93, 32,

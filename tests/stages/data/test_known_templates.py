@@ -14,7 +14,7 @@ from stages.errors import InputError
 from stages.models.tokenizer import load_tokenizer
 
 FOLDER = Path(__file__).parents[4] / "shared" / "data" / "chat_templates"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no folder of chat templates here")
+Make = Callable[..., Any]
 
 # Name: special tokens, then what an answer is trained to say, for an answer of `Yes.`.
 CHATML = ["<|im_start|>", "<|im_end|>"]
@@ -40,14 +40,6 @@ MASKED = {
 ENDLESS = ("amberchat", "chatqa", "falcon-instruct", "solar-instruct")
 
 
-def load(name: str) -> str:
-    """Read a template; those laid out over lines are meant to be joined, as their README says."""
-    source = (FOLDER / f"{name}.jinja").read_text()
-    if name in ("qwen2.5-instruct", "granite-3.0-instruct"):
-        return source
-    return source.replace("    ", "").replace("\n", "")
-
-
 def chat(*turns: str) -> Row:
     roles = ("user", "assistant") * len(turns)
     messages = [{"role": role, "content": words} for role, words in zip(roles, turns, strict=False)]
@@ -56,12 +48,12 @@ def chat(*turns: str) -> Row:
 
 @pytest.mark.parametrize("name", MASKED)
 def test_a_known_template_trains_every_answer_to_its_end(
-    name: str, byte_model: Callable[..., Path], encode: Callable[..., Any]
+    name: str, byte_model: Make, known_template: Make, encode: Make
 ) -> None:
     """All that is trained is the answers, each with the token that ends it."""
     special, answer = MASKED[name]
     bos = next((token for token in special if token in ("<s>", "<|begin_of_text|>")), None)
-    model = byte_model(load(name), special=special, eos=special[-1], bos=bos)
+    model = byte_model(known_template(name), special=special, eos=special[-1], bos=bos)
     tokenizer = load_tokenizer(model)
     [(ids, mask)] = encode(model, chat(f"Is {special[-1]} text?", "Yes.", "Sure?", "Yes."))
     trained = [token for token, flag in zip(ids, mask, strict=True) if flag]
@@ -76,15 +68,16 @@ def test_a_known_template_trains_every_answer_to_its_end(
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_template_without_an_end_token_is_refused(
-    name: str, byte_model: Callable[..., Path], open_model: Callable[..., Any]
+    name: str, byte_model: Make, known_template: Make, open_model: Make
 ) -> None:
     """A model trained on answers that never end would never stop."""
-    model = byte_model(load(name), special=["<s>", "</s>"], eos="</s>", bos="<s>")
+    model = byte_model(known_template(name), special=["<s>", "</s>"], eos="</s>", bos="<s>")
     with pytest.raises(InputError, match=r"an answer of rows\.jsonl:7 does not end") as caught:
         open_model(model).encode([chat("Is it?", "Yes.")])
     assert "data.chat_template" in caught.value.mend
 
 
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="no folder of chat templates here")
 def test_every_template_of_the_folder_is_covered() -> None:
     """No template is forgotten when the folder grows."""
     assert {file.stem for file in FOLDER.glob("*.jinja")} == {*MASKED, *ENDLESS}
@@ -104,13 +97,14 @@ SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_a_template_renders_as_in_transformers(
     name: str,
-    byte_model: Callable[..., Path],
+    byte_model: Make,
+    known_template: Make,
     messages: list[dict[str, Any]],
     add_generation_prompt: bool,
 ) -> None:
     """To the byte, as the file of the model has it and as it is meant."""
     tokenizer = load_tokenizer(byte_model(None, special=["<s>", "</s>"], eos="</s>", bos="<s>"))
-    for source in (load(name), (FOLDER / f"{name}.jinja").read_text()):
+    for source in (known_template(name), (FOLDER / f"{name}.jinja").read_text()):
         expected = tokenizer.apply_chat_template(
             messages, chat_template=source, tokenize=False,
             add_generation_prompt=add_generation_prompt,
@@ -120,7 +114,7 @@ def test_a_template_renders_as_in_transformers(
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-instruct", "granite-3.0-instruct"])
-def test_tools_render_as_in_transformers(name: str, byte_model: Callable[..., Path]) -> None:
+def test_tools_render_as_in_transformers(name: str, byte_model: Make, known_template: Make) -> None:
     """Schemas, calls and results; letters beyond ASCII and HTML are not escaped."""
     function = {"name": "wéather", "description": "<b>'now'</b>", "parameters": {"type": "object"}}
     call = {"type": "function", "function": {"name": "wéather", "arguments": {"city": "Köln"}}}
@@ -130,9 +124,9 @@ def test_tools_render_as_in_transformers(name: str, byte_model: Callable[..., Pa
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": '{"rain": true}'},
     ]
-    tokenizer = load_tokenizer(byte_model(load(name)))
+    tokenizer = load_tokenizer(byte_model(known_template(name)))
     expected = tokenizer.apply_chat_template(
         messages, tools=tools, tokenize=False, add_generation_prompt=True
     )
     assert "wéather" in expected
-    assert compile_template(load(name), {})(messages, tools, True) == expected
+    assert compile_template(known_template(name), {})(messages, tools, True) == expected

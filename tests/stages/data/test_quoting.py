@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from stages.data.formats import Row
+from stages.data.template import read_template
 from stages.errors import InputError
 from stages.models.tokenizer import load_tokenizer
 
@@ -111,3 +112,16 @@ def test_the_quote_itself_is_refused(tmp_path: Path, show: Shown) -> None:
     """The one character that steers the quoting is not let in."""
     with pytest.raises(InputError, match=r"r\.jsonl:3: found the private character U\+10FFFD"):
         show(spaced_model(tmp_path, "first", MISTRAL), "a", "\U0010fffd</s>\U0010fffd")
+
+
+def test_a_vocabulary_with_gaps_is_refused_rather_than_mixed_up(tmp_path: Path) -> None:
+    """Where a quoted token would get the id of another token, the tokenizer is named."""
+    vocabulary = {token: number for number, token in enumerate(["<unk>", "<s>", "</s>", *LETTERS])}
+    vocabulary["zz"] = len(vocabulary) + 1
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[("z", "z")], unk_token="<unk>"))
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    tokenizer.chat_template = MISTRAL
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="the ids of its tokenizer leave no room for more"):
+        read_template(load_tokenizer(tmp_path), tmp_path)

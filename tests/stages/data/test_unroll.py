@@ -122,7 +122,7 @@ def test_answers_that_a_later_text_drops_or_leaves_open_are_trained_in_their_own
 def test_a_window_of_turns_that_moves_with_the_answer_is_refused(
     encode_turns: Make, byte_model: Make
 ) -> None:
-    """The last two turns with an answer are not those without it: no text begins with its prompt."""
+    """The last two turns with an answer are not those without it: no text begins with a prompt."""
     model = byte_model("{% for m in messages[-2:] %}" + TURN + "{% endfor %}" + PROMPT)
     assert encode_turns(model, *TWO[:2]).examples
     with pytest.raises(InputError, match=r"its prompt for messages\[3\] of rows\.jsonl:1 does not"):
