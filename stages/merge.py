@@ -15,7 +15,7 @@ import numpy as np
 from mlx_lm.utils import dequantize_model
 
 from stages.artifacts import Adapter, BaseModel, Merged, Prepared, Reporter
-from stages.data.given_template import replace_template
+from stages.data.encoding.given_template import replace_template
 from stages.data.rows import open_rows
 from stages.errors import InputError, SettingError, StopRequested
 from stages.lora.files import load_adapter, trained_template

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.artifacts import BaseModel, Prepared, Reporter
-from stages.data.diagnosis import diagnose
-from stages.data.doctor import write_doctor
+from stages.data.doctor.diagnosis import diagnose
+from stages.data.doctor.report import write_doctor
+from stages.data.encoding.given_template import read_given, write_template
 from stages.data.gather import Gathered, gather
-from stages.data.given_template import read_given, write_template
-from stages.data.hub import hub_files
+from stages.data.reading.hub import hub_files
 from stages.data.scratch import Scratch
-from stages.data.selection import select
+from stages.data.selection.select import select
 from stages.data_settings import Data
 from stages.errors import InputError
 from stages.inputs import SPLITS, DataFile, find_files

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from stages.artifacts import Adapter, BaseModel, Prepared, Reporter
-from stages.data.given_template import given_template
+from stages.data.encoding.given_template import given_template
 from stages.data.rows import Rows, open_rows
 from stages.errors import InputError, SettingError
 from stages.lora.bank import Bank, attach, initial, shape_of

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.encoder import Encoded, Encoder, open_encoder
-from stages.data.formats import Parser, Row, open_parser
-from stages.data.identity import digests
-from stages.data.privacy import scan
-from stages.data.records import Chunk, Fault
+from stages.data.doctor.privacy import scan
+from stages.data.encoding.encoder import Encoded, Encoder, open_encoder
+from stages.data.formats.parser import Parser, Row, open_parser
+from stages.data.reading.records import Chunk, Fault
+from stages.data.reading.sources import decode_line
 from stages.data.rows import Supervised, Tokens
-from stages.data.sources import decode_line
+from stages.data.selection.identity import digests
 from stages.data_settings import Data
 from stages.errors import InputError
 from stages.inputs import DataFile
@@ -56,7 +56,7 @@ class Tally:
     kinds: Counter[str] = field(default_factory=Counter)
     """Rows of turns (`chat`) and of text (`text`)."""
     notes: Counter[str] = field(default_factory=Counter)
-    """What the encoder did to rows: see `stages.data.encoder`."""
+    """What the encoder did to rows: see `stages.data.encoding.examples`."""
     private: Counter[str] = field(default_factory=Counter)
     """E-mail addresses and likely secrets by kind."""
     repairs: int = 0

@@ -13,12 +13,12 @@ from typing import Any
 
 from stages.artifacts import Reporter
 from stages.data.chunks import Made, Tally, open_maker
-from stages.data.hub import commits, read_hub
-from stages.data.ledger import Ledger
 from stages.data.pool import open_pool, processes_for
-from stages.data.records import Chunk, Fault
+from stages.data.reading.hub import commits, read_hub
+from stages.data.reading.records import Chunk, Fault
+from stages.data.reading.sources import read
 from stages.data.scratch import Scratch
-from stages.data.sources import read
+from stages.data.selection.ledger import Ledger
 from stages.data_settings import Data
 from stages.errors import StopRequested
 from stages.inputs import SPLITS, DataFile

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.data.formats import Message
+from stages.data.formats.parser import Message
 from stages.errors import InputError
 from stages.lora.keys import fold
 

@@ -12,7 +12,7 @@ import numpy as np
 from mlx import nn
 
 from stages.artifacts import BaseModel, Reporter
-from stages.data.given_template import given_template
+from stages.data.encoding.given_template import given_template
 from stages.data.rows import Rows, open_rows
 from stages.errors import StopRequested
 from stages.evaluation.metrics import Score, answer_metrics, loss_metrics, score

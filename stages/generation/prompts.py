@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stages.data.formats import Message
-from stages.data.masks import prompt_tokens
-from stages.data.messages import check_turns
-from stages.data.template import read_template
-from stages.data.tools import read_tools
+from stages.data.encoding.masks import prompt_tokens
+from stages.data.encoding.template import read_template
+from stages.data.formats.messages import check_turns
+from stages.data.formats.parser import Message
+from stages.data.formats.tools import read_tools
 from stages.errors import InputError
 
 if TYPE_CHECKING:

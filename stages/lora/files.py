@@ -12,7 +12,7 @@ import numpy as np
 from mlx import nn
 from safetensors.numpy import save_file
 
-from stages.data.given_template import (
+from stages.data.encoding.given_template import (
     TEMPLATE_FILE,
     given_template,
     template_digest,

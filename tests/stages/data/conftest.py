@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.data.encoder import Encoded, Encoder, open_encoder
-from stages.data.formats import Row
+from stages.data.encoding.encoder import Encoded, Encoder, open_encoder
+from stages.data.formats.parser import Row
 from stages.data_settings import Data
 from stages.errors import InputError
 from stages.models.tokenizer import load_tokenizer

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.data.encoder import Encoded, open_encoder
-from stages.data.formats import Row
+from stages.data.encoding.encoder import Encoded, open_encoder
+from stages.data.formats.parser import Row
 from stages.data_settings import Data
 from stages.errors import InputError
 from stages.generation.prompts import open_chat, open_text
