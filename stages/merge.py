@@ -18,7 +18,8 @@ from stages.artifacts import Adapter, BaseModel, Merged, Prepared, Reporter
 from stages.data.encoding.given_template import replace_template
 from stages.data.rows import open_rows
 from stages.errors import InputError, SettingError, StopRequested
-from stages.lora.files import load_adapter, trained_template
+from stages.lora.description import trained_template
+from stages.lora.files import load_adapter
 from stages.lora.merge import merge_weights
 from stages.lora.parity import Row, compare, loss, probe
 from stages.models.loading import cast, load_model, read_model

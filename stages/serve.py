@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stages.artifacts import Adapter, BaseModel, Merged, Report, Reporter
 from stages.errors import SettingError, StopRequested
-from stages.lora.files import trained_template
+from stages.lora.description import trained_template
 from stages.serving.app import create_app
 from stages.serving.engine_thread import EngineThread
 from stages.serving.loading import load_engine

@@ -64,14 +64,26 @@ class Lora:
     dropout: float | None = None
     """Share of the adapter's inputs set to zero while training."""
     targets: tuple[str, ...] | None = None
-    """Linear layers to adapt, as patterns matched against the end of their path inside a block
-    (`q_proj`, `self_attn.*`); `*` takes every linear layer of the block."""
+    """Layers to adapt, as patterns matched against the end of their path (`q_proj`,
+    `self_attn.*`, `layers.3.mlp.*`); `*` takes every linear layer of the blocks. Experts,
+    embeddings and the head are adapted where their name is spelt (`switch_mlp.*`, `embed_tokens`,
+    `lm_head`)."""
+    rank_pattern: tuple[str, ...] | None = None
+    """Ranks of the layers that match a pattern (`[q_proj:32,mlp.*:4]`), and scales that follow
+    them; the other layers have lora.rank."""
+    b_learning_rate_ratio: float | None = None
+    """LoRA+: `lora_b` moves at this many times the learning rate (16, for example); null is 1."""
     num_layers: int | None
-    """Adapt only the last so many blocks; null takes all."""
+    """Adapt only the last so many blocks, and what lora.targets spells outside them; null takes
+    all blocks."""
 
     def __post_init__(self) -> None:
         full = self.type == "full"
-        require_option(self, "lora", f"lora.type={self.type}", frozenset() if full else _ADAPTER)
+        # These two may be null in an adapter.
+        free = {name for name in ("rank_pattern", "b_learning_rate_ratio")
+                if getattr(self, name) is not None}  # fmt: skip
+        used = frozenset() if full else _ADAPTER | free
+        require_option(self, "lora", f"lora.type={self.type}", used)
         if full and self.num_layers is not None:
             raise SettingError("lora.num_layers", f"found {self.num_layers}, but lora.type=full "
                                "does not use it", "leave lora.num_layers out")  # fmt: skip
@@ -81,6 +93,25 @@ class Lora:
                "0 or more and less than 1")  # fmt: skip
         require(self.targets is None or len(self.targets) > 0, "lora.targets", self.targets,
                "at least one pattern")  # fmt: skip
+        ratio = self.b_learning_rate_ratio
+        require(ratio is None or 0 < ratio < math.inf, "lora.b_learning_rate_ratio", ratio,
+               "a number above 0, or null for 1")  # fmt: skip
+        self._check_ranks()
+
+    def ranks(self) -> dict[str, int]:
+        """Return lora.rank_pattern as pattern and rank."""
+        pairs = (entry.rpartition(":") for entry in self.rank_pattern or ())
+        return {pattern: int(rank) for pattern, _, rank in pairs}
+
+    def _check_ranks(self) -> None:
+        key, entries = "lora.rank_pattern", self.rank_pattern
+        require(entries is None or len(entries) > 0, key, entries,
+               "at least one pattern:rank, or null")  # fmt: skip
+        for entry in entries or ():
+            pattern, _, rank = entry.rpartition(":")
+            good = bool(pattern) and rank.isascii() and rank.isdecimal() and int(rank) >= 1
+            require(good, key, entry, "a pattern and its rank, such as q_proj:32")
+        require(len(self.ranks()) == len(entries or ()), key, entries, "each pattern once")
 
 
 _OPTIMIZER_FIELDS: dict[str, frozenset[str]] = {

@@ -14,7 +14,7 @@ from stages.errors import InputError, SettingError
 from stages.lora.bank import Bank, attach, initial, shape_of
 from stages.lora.files import save_adapter, save_weights
 from stages.lora.full import FullWeights, all_weights
-from stages.lora.targets import find_targets
+from stages.lora.targets import find_targets, left_out
 from stages.models.loading import load_model, read_model
 from stages.models.saving import is_quantized
 from stages.models.validate import read_json
@@ -48,7 +48,7 @@ def train(
     _require_supervision(rows, prepared.directory / "train.safetensors")
     config = read_json(model.directory / "config.json")
     peak = peak_learning_rate(optimizer, config, full=lora.type == "full")
-    tuning = _all_weights(model) if lora.type == "full" else _new_adapter(model, lora, seed)
+    tuning = _all_weights(model) if lora.type == "full" else _new_adapter(model, lora, seed, report)
     layers = tuning.parameters()
     trainable = sum(weight.size for weights in layers.values() for weight in weights.values())
     report.log(f"{trainable:,} trainable parameters in {len(layers)} layers, "
@@ -56,8 +56,9 @@ def train(
                f"learning rate up to {peak:.2e}")  # fmt: skip
     optimizer = replace(optimizer, learning_rate=peak)
     best, metrics = fit(
-        tuning, rows, valid, optimizer=optimizer, train=train, seed=seed, report=report
-    )
+        tuning, rows, valid, optimizer=optimizer, train=train, seed=seed, report=report,
+        b_learning_rate_ratio=lora.b_learning_rate_ratio,
+    )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     if isinstance(tuning, FullWeights):
         save_weights(out, tuning.stored(best), {"type": lora.type}, template)
@@ -68,11 +69,14 @@ def train(
     return Adapter(directory=out, metrics=metrics)
 
 
-def _new_adapter(model: BaseModel, lora: Lora, seed: int) -> Bank:
+def _new_adapter(model: BaseModel, lora: Lora, seed: int, report: Reporter) -> Bank:
     base = load_model(model)
-    shape = shape_of(lora)
-    bank = attach(base, find_targets(base, lora.targets or ("*",), lora.num_layers), [shape])
-    bank.update(bank.join([initial(bank.layers, shape.rank, seed)]))
+    shape, patterns = shape_of(lora), lora.targets or ("*",)
+    targets = find_targets(base, patterns, lora.num_layers)
+    if others := left_out(base, patterns, lora.num_layers):
+        report.log(f"not adapted: {', '.join(others)}; lora.targets adapts what it names")
+    bank = attach(base, targets, [shape])
+    bank.update(bank.join([initial(bank.layers, shape, seed)]))
     # A compiled step would otherwise compute anew what they are made from, every time.
     mx.eval(bank.parameters())
     return bank

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 from mlx import nn
 
@@ -24,10 +23,11 @@ from stages.generation.sampling import Sampling
 from stages.models.tokenizer import load_tokenizer, stop_token_ids
 from stages.settings import Evaluate
 from stages.training.batches import collate, input_width
-from stages.training.loss import row_losses
+from stages.training.head import find_cut
+from stages.training.loss import batch_arrays, row_losses
 
 _PASS_TOKENS = 2048
-"""Padded tokens in one forward pass: their logits, float32, are what needs memory."""
+"""Padded tokens in one forward pass: its activations are what needs memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +121,10 @@ def _loss(
     """Return the summed loss of the chosen rows and their supervised tokens."""
     losses: list[float] = []
     tokens = 0
+    cut = find_cut(module)
     for part in _passes(rows, chosen):
         batch = collate(rows, part)
-        made = row_losses(module, mx.array(batch.tokens), mx.array(batch.supervised))
+        made = row_losses(module, cut, batch_arrays(batch))
         losses += np.array(made).tolist()
         tokens += batch.supervised_tokens
         progress.advance(len(part))

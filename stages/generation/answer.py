@@ -14,7 +14,8 @@ from stages.generation.decode import complete
 from stages.generation.engine import Engine, Job
 from stages.generation.prompts import ChatEncoder, TextEncoder, open_chat, open_text
 from stages.generation.sampling import Sampling
-from stages.lora.files import load_adapter, trained_template
+from stages.lora.description import trained_template
+from stages.lora.files import load_adapter
 from stages.models.loading import load_model
 from stages.models.tokenizer import load_tokenizer, stop_token_ids
 

@@ -12,17 +12,16 @@ from mlx import nn
 from mlx.utils import tree_unflatten
 
 from stages.errors import SettingError
-from stages.lora.dora import DoRALinear
+from stages.lora.adapt import adapt, check_shapes, route_mixtures
+from stages.lora.experts import RoutedMixture
 from stages.lora.keys import random_key
-from stages.lora.layers import AdapterShape, LoRALinear, Routing
+from stages.lora.layers import AdapterShape, LoRALayer, RankPattern, Routing, rank_axis
 from stages.lora.targets import Targets
 from stages.settings import Lora
 
 Parameters = dict[str, dict[str, mx.array]]
 """Layer path -> `lora_a` and `lora_b`; stacked (K, in, r) in a bank, (in, r) in one adapter.
 DoRA: and `m`, (1, out) or (out,). All weights of a model: module path -> its own names."""
-
-_RANK_AXIS = {"lora_a": 1, "lora_b": 0}
 
 
 @dataclass(slots=True)
@@ -32,7 +31,9 @@ class Bank:
     model: nn.Module
     targets: Targets
     shapes: tuple[AdapterShape, ...]
-    layers: dict[str, LoRALinear]
+    layers: dict[str, LoRALayer]
+    mixtures: dict[str, RoutedMixture] = field(default_factory=dict)
+    """Mixtures whose adapted experts must know which token a row is."""
     routing: Routing = field(default_factory=Routing)
     merged: dict[str, mx.array] = field(default_factory=dict)
     """DoRA: what the rows of each weight were multiplied by when they were merged."""
@@ -70,15 +71,18 @@ class Bank:
         if len(self.shapes) == 1:
             return [{path: {name: mx.squeeze(value, 0) for name, value in weights.items()}
                      for path, weights in stacked.items()}]  # fmt: skip
-        return [{path: {"lora_a": weights["lora_a"][k, :, : shape.rank],
-                        "lora_b": weights["lora_b"][k, : shape.rank]}
+        return [{path: {name: fit_rank(value[k], name, self.layers[path].ranks[k])
+                        for name, value in weights.items()}
                  for path, weights in stacked.items()}
-                for k, shape in enumerate(self.shapes)]  # fmt: skip
+                for k in range(len(self.shapes))]  # fmt: skip
 
     def join(self, adapters: Sequence[Parameters]) -> Parameters:
-        """Stack the matrices of all K adapters, zero-padded to the largest rank."""
-        rank = max(shape.rank for shape in self.shapes)
-        return {path: {name: mx.stack([_pad(a[path][name], name, rank) for a in adapters])
+        """Stack the matrices of all K adapters, zero-padded to the largest rank of each layer.
+
+        Raises ValueError for a matrix whose rank is not the one that its adapter has there.
+        """
+        return {path: {name: mx.stack([_padded(adapter[path][name], f"{path}.{name}", layer, k)
+                                       for k, adapter in enumerate(adapters)])
                        for name in layer.trained}
                 for path, layer in self.layers.items()}  # fmt: skip
 
@@ -89,28 +93,27 @@ class Bank:
 
     def attach(self) -> None:
         """Put the adapted layers on the model again."""
-        self.model.update_modules(tree_unflatten(list(self.layers.items())))
+        _put(self.model, self.layers)
+        _put(self.model, self.mixtures)
 
     def detach(self) -> None:
         """Give the model its own layers back."""
-        originals = [(path, layer.linear) for path, layer in self.layers.items()]
-        self.model.update_modules(tree_unflatten(originals))
+        _put(self.model, {path: mixture.mixture for path, mixture in self.mixtures.items()})
+        _put(self.model, {path: layer.base for path, layer in self.layers.items()})
 
 
 def attach(model: nn.Module, targets: Targets, shapes: Sequence[AdapterShape]) -> Bank:
     """Put K adapters of zeros on the targets of `model`; they change nothing until updated.
 
-    Raises SettingError for several adapters of which one is DoRA: its norms are one adapter's own.
+    Raises SettingError for a rank pattern that matches no target or another rank than a second
+    one, and for a layer that cannot hold several adapters, DoRA or dropout, by its name.
     """
+    check_shapes(targets, shapes)
     modules = dict(model.named_modules())
-    routing = Routing()
-    dora = any(shape.dora for shape in shapes)
-    if dora and len(shapes) > 1:
-        raise SettingError("lora.type", f"found 'dora' for one of {len(shapes)} adapters that "
-                           "share a base", "train it alone, or use another type")  # fmt: skip
-    kind = DoRALinear if dora else LoRALinear
-    layers = {path: kind(modules[path], path, shapes, routing) for path in targets.paths}
-    bank = Bank(model, targets, tuple(shapes), layers, routing)
+    routing = Routing(adapters=len(shapes))
+    layers = {path: adapt(modules[path], path, shapes, routing) for path in targets.paths}
+    mixtures = route_mixtures(modules, layers, routing)
+    bank = Bank(model, targets, tuple(shapes), layers, mixtures, routing)
     bank.attach()
     return bank
 
@@ -118,35 +121,49 @@ def attach(model: nn.Module, targets: Targets, shapes: Sequence[AdapterShape]) -
 def shape_of(lora: Lora) -> AdapterShape:
     """Return what the settings ask for; the scale is alpha/rank, for rslora alpha/sqrt(rank).
 
-    Rank-stabilised scale: arXiv 2312.03732.
+    Each layer's scale follows its own rank. Rank-stabilised scale: arXiv 2312.03732.
     """
-    if lora.rank is None or lora.alpha is None or lora.dropout is None:
+    rank, alpha = lora.rank, lora.alpha
+    if rank is None or alpha is None or lora.dropout is None:
         raise SettingError("lora", "rank, alpha or dropout is null", "set all three")
-    scale = lora.alpha / (math.sqrt(lora.rank) if lora.type == "rslora" else lora.rank)
-    return AdapterShape(lora.rank, scale, lora.dropout, lora.type == "dora")
+
+    def scale(rank: int) -> float:
+        return alpha / (math.sqrt(rank) if lora.type == "rslora" else rank)
+
+    patterns = tuple(RankPattern(pattern, own, scale(own))
+                     for pattern, own in sorted(lora.ranks().items()))  # fmt: skip
+    return AdapterShape(rank, scale(rank), lora.dropout, lora.type == "dora", patterns)
 
 
-def initial(layers: Mapping[str, LoRALinear], rank: int, seed: int) -> Parameters:
-    """Draw a new adapter as PEFT does: `lora_a` Kaiming-uniform with a = sqrt(5), `lora_b` zero.
+def initial(layers: Mapping[str, LoRALayer], shape: AdapterShape | int, seed: int) -> Parameters:
+    """Draw a new adapter of `shape`, or of one rank in all layers, as PEFT does.
 
-    The layers are new too: of DoRA, `m` is taken as they have it.
+    It changes nothing yet. The layers are new too: of DoRA, `m` is taken as they have it.
     """
-    drawn: Parameters = {}
-    for path, layer in layers.items():
-        input_dims, output_dims = layer.lora_a.shape[1], layer.lora_b.shape[2]
-        bound = 1 / math.sqrt(input_dims)
-        key = random_key(seed, "lora_a", path)
-        drawn[path] = {"lora_a": mx.random.uniform(-bound, bound, (input_dims, rank), key=key),
-                       "lora_b": mx.zeros((rank, output_dims))}  # fmt: skip
-        if isinstance(layer, DoRALinear):
-            drawn[path]["m"] = mx.squeeze(layer.m, 0)
-    return drawn
+    ranks = {path: shape if isinstance(shape, int) else shape.at(path).rank for path in layers}
+    return {path: layer.initial(ranks[path], random_key(seed, "lora_a", path))
+            for path, layer in layers.items()}  # fmt: skip
 
 
-def _pad(weight: mx.array, name: str, rank: int) -> mx.array:
-    axis = _RANK_AXIS.get(name)
+def fit_rank(weight: mx.array, name: str, rank: int) -> mx.array:
+    """Give one adapter's weight another rank: zeros are added, or the last ones cut off."""
+    axis = rank_axis(name, weight.ndim)
     if axis is None or weight.shape[axis] == rank:
         return weight
-    widths = [(0, 0), (0, 0)]
+    if weight.shape[axis] > rank:
+        return mx.split(weight, [rank], axis=axis)[0]
+    widths = [(0, 0)] * weight.ndim
     widths[axis] = (0, rank - weight.shape[axis])
     return mx.pad(weight, widths)
+
+
+def _padded(weight: mx.array, title: str, layer: LoRALayer, k: int) -> mx.array:
+    name = title.rpartition(".")[2]
+    axis = rank_axis(name, weight.ndim)
+    if axis is not None and weight.shape[axis] != layer.ranks[k]:
+        raise ValueError(f"{title} has rank {weight.shape[axis]}, its adapter {layer.ranks[k]}")
+    return fit_rank(weight, name, max(layer.ranks))
+
+
+def _put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    model.update_modules(tree_unflatten(list(modules.items())))

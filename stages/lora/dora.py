@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import mlx.core as mx
 from mlx import nn
 
-from stages.lora.layers import AdapterShape, LoRALinear, Routing, plain_weight
+from stages.lora.layers import AdapterShape, LoRALinear, Routing
+from stages.lora.weights import plain_weight
 
 
 class DoRALinear(LoRALinear):
@@ -28,6 +29,10 @@ class DoRALinear(LoRALinear):
         self._strength: mx.array | None = None
         self.m = mx.sqrt(self._base_squares)[None]
 
+    def initial(self, rank: int, key: mx.array) -> dict[str, mx.array]:
+        """Draw as LoRALinear does; `m` is the norm of the base's rows."""
+        return super().initial(rank, key) | {"m": mx.squeeze(self.m, 0)}
+
     def put(self, weights: Mapping[str, mx.array]) -> None:
         """Compute with these weights from now on."""
         super().put(weights)
@@ -41,8 +46,8 @@ class DoRALinear(LoRALinear):
         """Return the output of the rescaled weight, and the base layer's bias."""
         strength = self.strength() if self._strength is None else self._strength
         y: mx.array = self.linear(x)
-        if self.routing.dropout_keys is not None and any(self.dropout):
-            x = self._drop(x, self.routing.dropout_keys)
+        if self._drops:
+            x = self._drop(x)
             product = self._without_bias(self.linear(x))
         else:
             product = self._without_bias(y)

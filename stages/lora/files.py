@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -12,23 +11,15 @@ import numpy as np
 from mlx import nn
 from safetensors.numpy import save_file
 
-from stages.data.encoding.given_template import (
-    TEMPLATE_FILE,
-    given_template,
-    template_digest,
-    write_template,
-)
 from stages.errors import InputError
-from stages.lora.bank import Parameters, attach
+from stages.lora.bank import Bank, Parameters, attach, fit_rank
+from stages.lora.description import CONFIG_FILE, describe, read_config, shape_in, write_config
 from stages.lora.dora import DoRALinear
 from stages.lora.full import FullWeights, Tuning, Weights, all_weights
-from stages.lora.layers import AdapterShape, linear_dims
-from stages.lora.targets import Targets, linear_layers, select
+from stages.lora.layers import AdapterShape
+from stages.lora.targets import Targets, matrix_layers, select
 
-FORMAT = 1
 WEIGHTS_FILE = "adapters.safetensors"
-CONFIG_FILE = "adapter_config.json"
-_DIGEST_KEY = "chat_template_sha256"
 
 
 def save_adapter(
@@ -42,24 +33,16 @@ def save_adapter(
     """Write one adapter; equal arguments give equal bytes. `extra` is added to its configuration.
 
     Tensors: `<path>.lora_a` (in, rank), `<path>.lora_b` (rank, out) and, of DoRA, `<path>.m`
-    (out,), float32. A chat template that replaced the tokenizer's own in training is written
-    beside them, and its digest is recorded.
+    (out,), float32. Where layers differ in rank, zeros fill the smaller ones and `lora_b` carries
+    what a layer's scale is more than `shape.scale`, so that mlx-lm computes the same. A chat
+    template that replaced the tokenizer's own in training is written beside them.
     """
-    tensors = {f"{path}.{name}": np.array(value)
+    rank = max(shape.at(path).rank for path in adapter) if shape.patterns else shape.rank
+    tensors = {f"{path}.{name}": _stored(value, name, rank, shape.at(path).scale / shape.scale)
                for path, weights in adapter.items() for name, value in weights.items()}  # fmt: skip
     save_file(dict(sorted(tensors.items())), directory / WEIGHTS_FILE, {"format": "mlx"})
-    config = {
-        **extra,
-        "fine_tune_type": "dora" if shape.dora else "lora",
-        "num_layers": targets.num_layers,
-        "lora_parameters": {
-            "rank": shape.rank,
-            "scale": shape.scale,
-            "dropout": shape.dropout,
-            "keys": list(targets.keys),
-        },
-    }
-    _write_config(directory, config, chat_template)
+    described = describe(shape, rank, targets.num_layers, list(targets.keys))
+    write_config(directory, {**extra, **described}, chat_template)
 
 
 def save_weights(
@@ -71,29 +54,29 @@ def save_weights(
     """
     tensors = dict(sorted(weights.items()))
     mx.save_safetensors(str(directory / WEIGHTS_FILE), tensors, {"format": "mlx"})
-    _write_config(directory, {**extra, "fine_tune_type": "full"}, chat_template)
+    write_config(directory, {**extra, "fine_tune_type": "full"}, chat_template)
 
 
 def load_adapter(model: nn.Module, directory: Path) -> Tuning:
     """Put the adapter in `directory` on `model`, or the weights that were trained in its place.
 
     Ours and mlx-lm's own load alike. Raises InputError with the name of every tensor that is
-    missing, unknown or of a wrong shape.
+    missing, unknown or of a wrong shape; the model then has its own layers.
     """
-    config = _read_config(directory / CONFIG_FILE)
+    config = read_config(directory)
     tensors = _read_tensors(directory / WEIGHTS_FILE)
     if config.get("fine_tune_type") == "full":
         return _load_weights(model, directory / WEIGHTS_FILE, tensors, whole="format" in config)
-    parameters = config["lora_parameters"]
-    dora = config.get("fine_tune_type") == "dora"
-    shape = AdapterShape(
-        parameters["rank"], parameters["scale"], parameters.get("dropout", 0.0), dora
-    )
-    targets = _targets(model, config, tensors)
-    _check_rank(directory / WEIGHTS_FILE, shape.rank, tensors)
-    _check_tensors(directory / WEIGHTS_FILE, _expected(model, targets, shape), tensors)
-    bank = attach(model, targets, [shape])
-    adapter = {path: {name: tensors[f"{path}.{name}"].astype(mx.float32) for name in layer.trained}
+    shape, rank = shape_in(directory, config), config["lora_parameters"]["rank"]
+    bank = attach(model, _targets(model, config, tensors), [shape])
+    try:
+        _check_rank(directory / WEIGHTS_FILE, rank, tensors)
+        _check_tensors(directory / WEIGHTS_FILE, _expected(bank, rank), tensors)
+    except InputError:
+        bank.detach()
+        raise
+    adapter = {path: {name: _own(tensors[f"{path}.{name}"], name, shape.at(path), shape.scale)
+                      for name in layer.trained}
                for path, layer in bank.layers.items()}  # fmt: skip
     bank.update(bank.join([adapter]))
     for layer in bank.layers.values():
@@ -102,19 +85,19 @@ def load_adapter(model: nn.Module, directory: Path) -> Tuning:
     return bank
 
 
-def trained_template(directory: Path) -> str | None:
-    """Return the chat template that an adapter was trained with; None: the tokenizer's own.
+def _stored(weight: mx.array, name: str, rank: int, factor: float) -> Any:
+    array = np.array(fit_rank(weight, name, rank))
+    if name != "lora_b" or factor == 1:
+        return array
+    return (array.astype(np.float64) * factor).astype(np.float32)
 
-    Raises InputError where the file is not the one that the adapter's configuration records.
-    """
-    recorded = _read_config(directory / CONFIG_FILE).get(_DIGEST_KEY)
-    if recorded is None:
-        return None
-    template = given_template(directory)
-    if template is None or template_digest(template) != recorded:
-        found = "is missing" if template is None else "is not the file that was trained with"
-        raise InputError(str(directory / TEMPLATE_FILE), found, "train the adapter again")
-    return template
+
+def _own(tensor: mx.array, name: str, shape: AdapterShape, scale: float) -> mx.array:
+    """Undo `_stored`, up to one rounding where the factor is no power of two."""
+    weight = fit_rank(tensor.astype(mx.float32), name, shape.rank)
+    if name != "lora_b" or shape.scale == scale:
+        return weight
+    return mx.array((np.array(weight, np.float64) * (scale / shape.scale)).astype(np.float32))
 
 
 def _load_weights(
@@ -131,37 +114,6 @@ def _load_weights(
     return weights
 
 
-def _write_config(directory: Path, config: Mapping[str, Any], chat_template: str | None) -> None:
-    described = {**config, "format": FORMAT}
-    if chat_template is not None:
-        write_template(directory, chat_template)
-        described[_DIGEST_KEY] = template_digest(chat_template)
-    text = json.dumps(described, indent=2, sort_keys=True) + "\n"
-    (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file", "name a directory with an adapter") from None
-    except ValueError as error:
-        raise InputError(str(path), f"not JSON ({error})", "train the adapter again") from None
-    if not isinstance(config, dict) or not isinstance(config.get("format", FORMAT), int):
-        raise InputError(str(path), "not the configuration of an adapter")
-    if config.get("format", FORMAT) > FORMAT:
-        raise InputError(str(path), f"format {config['format']}, but {FORMAT} is the newest known",
-                         "update mlx-lora-pipeline")  # fmt: skip
-    kind = config.get("fine_tune_type", "lora")
-    if kind not in ("lora", "dora", "full"):
-        raise InputError(str(path), f"fine_tune_type {kind!r}, expected lora, dora or full")
-    parameters = config.get("lora_parameters")
-    known = isinstance(parameters, dict) and {"rank", "scale"} <= parameters.keys()
-    if kind != "full" and not known:
-        raise InputError(str(path), "lora_parameters has no rank or no scale")
-    return config
-
-
 def _read_tensors(path: Path) -> dict[str, mx.array]:
     if not path.is_file():
         raise InputError(str(path), "no such file", "name a directory with an adapter")
@@ -175,31 +127,25 @@ def _read_tensors(path: Path) -> dict[str, mx.array]:
 def _targets(model: nn.Module, config: dict[str, Any], tensors: Mapping[str, Any]) -> Targets:
     # mlx-lm's own reading of num_layers: the last so many; none, too many or -1 takes all.
     count = max(config.get("num_layers", 0), 0)
-    layers = linear_layers(model, count)
+    layers = matrix_layers(model, count)
     keys = config["lora_parameters"].get("keys")
     if keys is None:
         named = {name.rpartition(".")[0] for name in tensors}
-        keys = {key for key, path, _ in layers if path in named}
-    return select(layers, set(keys).__contains__, count or len(model.layers))
+        keys = {layer.path for layer in layers if layer.path in named}
+    taken = set(keys)
+    return select(layers, lambda layer: bool(taken & {layer.key, layer.path}),
+                  count or len(model.layers))  # fmt: skip
 
 
-def _expected(
-    model: nn.Module, targets: Targets, shape: AdapterShape
-) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of the adapter by its name."""
-    modules = dict(model.named_modules())
-    expected: dict[str, tuple[int, ...]] = {}
-    for target in targets.paths:
-        input_dims, output_dims = linear_dims(modules[target])
-        expected[f"{target}.lora_a"] = (input_dims, shape.rank)
-        expected[f"{target}.lora_b"] = (shape.rank, output_dims)
-        if shape.dora:
-            expected[f"{target}.m"] = (output_dims,)
-    return expected
+def _expected(bank: Bank, rank: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of the bank's adapter by its name."""
+    return {f"{path}.{name}": fit_rank(layer[name][0], name, rank).shape
+            for path, layer in bank.layers.items() for name in layer.trained}  # fmt: skip
 
 
 def _check_rank(path: Path, rank: int, tensors: Mapping[str, mx.array]) -> None:
-    stored = {value.shape[-1] for name, value in tensors.items() if name.endswith(".lora_a")}
+    stored = {value.shape[-2 if value.ndim == 3 else -1]
+              for name, value in tensors.items() if name.endswith(".lora_a")}  # fmt: skip
     if stored and stored != {rank}:
         ranks = ", ".join(map(str, sorted(stored)))
         raise InputError(str(path), f"rank {ranks}, but {CONFIG_FILE} says {rank}")

@@ -26,6 +26,8 @@ from stages.training.batches import (
     training_steps,
     validation_batches,
 )
+from stages.training.head import UNCUT
+from stages.training.loss import batch_arrays
 from stages.training.optimizers import learning_rate
 from stages.training.progress import Progress
 from stages.training.step import (
@@ -35,7 +37,9 @@ from stages.training.step import (
     compile_gradients,
     compile_losses,
     compile_update,
+    few_shapes,
     initial_states,
+    tuned_cut,
 )
 
 
@@ -65,15 +69,22 @@ def fit(
     train: Train,
     seed: int,
     report: Reporter,
+    b_learning_rate_ratio: float | None = None,
 ) -> tuple[Parameters, dict[str, float]]:
     """Train the one adapter or all weights, and return the best with the run's metrics.
 
+    `b_learning_rate_ratio` multiplies the learning rate of `lora_b` (LoRA+, arXiv 2402.12354).
     Raises StageError at a loss or gradient that is not finite, before it is applied, and
     StopRequested when the run was asked to stop.
     """
-    gradients, update = compile_gradients(tuning), compile_update(tuning, [optimizer])
-    losses = compile_losses(tuning)
-    state = State(tuning.parameters(), initial_states(tuning, [optimizer]))
+    cut = tuned_cut(tuning)
+    if cut == UNCUT:
+        report.log(f"the head of {type(tuning.model).__module__.rpartition('.')[2]} cannot be cut "
+                   "off: it makes the logits of all tokens, supervised or not")  # fmt: skip
+    gradients, losses = compile_gradients(tuning, cut), compile_losses(tuning, cut)
+    update = compile_update(tuning, [optimizer], b_learning_rate_ratio)
+    states = initial_states(tuning, [optimizer], b_learning_rate_ratio)
+    state = State(tuning.parameters(), states)
     per_epoch, total = count_steps(rows, train)
     progress = Progress(report, total, train.log_every)
     best = Best(state.parameters)
@@ -84,7 +95,7 @@ def fit(
         progress.validated(before, best=False)
     validate_after = _validation_steps(per_epoch, total, train.validations_per_epoch)
     clock = perf_counter()
-    for step in training_steps(rows, train, seed):
+    for step in training_steps(rows, train, seed, few_shapes=few_shapes()):
         if report.stop_requested():
             raise StopRequested
         rate = learning_rate(optimizer, step.number, total)
@@ -118,8 +129,7 @@ def take_step(
     for batch, row_keys in zip(step.batches, keys, strict=True):
         loss, gradient = gradients(
             state.parameters,
-            mx.array(batch.tokens),
-            mx.array(batch.supervised),
+            batch_arrays(batch),
             None if row_keys is None else mx.array(row_keys),
         )
         total = tree_map(mx.add, total, gradient) if total else gradient
@@ -145,10 +155,10 @@ def validation_loss(
 ) -> float | None:
     """Return the mean loss of all supervised tokens of the split; None where it has none."""
     total, tokens = 0.0, 0
-    for batch in validation_batches(valid, batch_size):
+    for batch in validation_batches(valid, batch_size, few_shapes=few_shapes()):
         if report.stop_requested():
             raise StopRequested
-        found = losses(parameters, mx.array(batch.tokens), mx.array(batch.supervised))
+        found = losses(parameters, batch_arrays(batch))
         total += _checked_sum("validation", batch.rows, [found])
         tokens += batch.supervised_tokens
     return total / tokens if tokens else None

@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx import optimizers
 from mlx.utils import tree_flatten, tree_map
 
+from stages.lora.bank import Parameters
 from stages.settings import Optimizer
 
 
@@ -29,8 +30,66 @@ class Muon(optimizers.Muon):  # type: ignore[misc]  # MLX's optimizers are untyp
         return moved
 
 
-def make_optimizer(settings: Optimizer) -> optimizers.Optimizer:
-    """Build MLX's optimizer from the settings; Adam and AdamW correct the bias of their moments."""
+class LoRAPlus(optimizers.Optimizer):  # type: ignore[misc]  # MLX's optimizers are untyped
+    """Two optimizers of one kind: `lora_b` moves at `ratio` times the rate of all other weights.
+
+    Takes weights by layer and name. Method: LoRA+, arXiv 2402.12354.
+    """
+
+    def __init__(
+        self, lora_b: optimizers.Optimizer, others: optimizers.Optimizer, ratio: float
+    ) -> None:
+        self.parts = {"lora_b": lora_b, "others": others}
+        self.ratio = ratio
+        self.learning_rate = others.learning_rate
+
+    def init(self, parameters: Parameters) -> None:
+        """Make the state of every weight."""
+        for name, part in self.parts.items():
+            part.init(_part(parameters, name))
+
+    def apply_gradients(self, gradients: Parameters, parameters: Parameters) -> Parameters:
+        """Return the moved weights of every layer that has gradients."""
+        moved: Parameters = {path: {} for path in gradients}
+        for name, part in self.parts.items():
+            for path, weights in part.apply_gradients(_part(gradients, name), parameters).items():
+                moved[path] |= weights
+        return moved
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Return the states of both."""
+        return {name: part.state for name, part in self.parts.items()}
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.state = state[name]
+
+    @property
+    def learning_rate(self) -> Any:
+        """Return the rate of all weights but `lora_b`."""
+        return self.parts["others"].learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: Any) -> None:
+        self.parts["others"].learning_rate = rate
+        self.parts["lora_b"].learning_rate = self.ratio * rate
+
+
+def make_optimizer(
+    settings: Optimizer, b_learning_rate_ratio: float | None = None
+) -> optimizers.Optimizer:
+    """Build MLX's optimizer from the settings, for LoRA+ (a ratio is given) two of them.
+
+    Adam and AdamW correct the bias of their moments.
+    """
+    if b_learning_rate_ratio is None:
+        return _optimizer(settings)
+    return LoRAPlus(_optimizer(settings), _optimizer(settings), b_learning_rate_ratio)
+
+
+def _optimizer(settings: Optimizer) -> optimizers.Optimizer:
     rate, decay = float(settings.learning_rate), settings.weight_decay
     momentum = {"momentum": settings.momentum, "nesterov": settings.nesterov}
     match settings.name:
@@ -50,6 +109,13 @@ def make_optimizer(settings: Optimizer) -> optimizers.Optimizer:
                 scale_parameter=False, relative_step=False,
             )  # fmt: skip
     return optimizers.SGD(rate, weight_decay=decay, **momentum)
+
+
+def _part(weights: Parameters, name: str) -> Parameters:
+    """Take `lora_b` of every layer, or all weights but that."""
+    return {path: {own: value for own, value in layer.items()
+                   if (own == "lora_b") == (name == "lora_b")}
+            for path, layer in weights.items()}  # fmt: skip
 
 
 def learning_rate(settings: Optimizer, step: int, total_steps: int) -> float:

@@ -8,14 +8,15 @@ from typing import Any, TypeVar, cast
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from stages.lora.bank import Parameters
+from stages.lora.bank import Bank, Parameters
 from stages.lora.full import Tuning
 from stages.settings import Optimizer
-from stages.training.loss import row_losses
+from stages.training.head import UNCUT, Cut, find_cut
+from stages.training.loss import BatchArrays, row_losses
 from stages.training.optimizers import clip, make_optimizer
 
-Gradients = Callable[[Parameters, mx.array, mx.array, mx.array | None], tuple[mx.array, Parameters]]
-RowLosses = Callable[[Parameters, mx.array, mx.array], mx.array]
+Gradients = Callable[[Parameters, BatchArrays, mx.array | None], tuple[mx.array, Parameters]]
+RowLosses = Callable[[Parameters, BatchArrays], mx.array]
 Update = Callable[
     [Parameters, Parameters, list[Any], mx.array, mx.array],
     tuple[Parameters, list[Any], mx.array],
@@ -35,22 +36,40 @@ def compiled(function: F) -> F:
     return cast("F", mx.compile(function))
 
 
-def compile_gradients(tuning: Tuning) -> Gradients:
-    """Return a function of (parameters, tokens, supervised, dropout keys of the rows or None).
+def few_shapes() -> bool:
+    """Tell whether every new shape of a batch costs a compilation: see `compiled`."""
+    return bool(mx.default_device() != mx.cpu)
+
+
+def tuned_cut(tuning: Tuning) -> Cut:
+    """Find where the model can be cut for training what is trained.
+
+    UNCUT too where the head has adapters that must know whose row a hidden state is of: several
+    of them, or with dropout.
+    """
+    # Several adapters share their input out by rows, and the proof has one row.
+    tuning.detach()
+    try:
+        cut = find_cut(tuning.model)
+    finally:
+        tuning.attach()
+    by_row = isinstance(tuning, Bank) and (len(tuning.shapes) > 1 or tuning.has_dropout)
+    return UNCUT if by_row and any(map(cut.in_head, tuning.parameters())) else cut
+
+
+def compile_gradients(tuning: Tuning, cut: Cut) -> Gradients:
+    """Return a function of (parameters, batch, dropout keys of the rows or None).
 
     It gives the summed loss of each row (B,) and the gradients of their sum.
     """
 
     def loss_sum(
-        parameters: Parameters,
-        tokens: mx.array,
-        supervised: mx.array,
-        row_keys: mx.array | None,
+        parameters: Parameters, batch: BatchArrays, row_keys: mx.array | None
     ) -> tuple[mx.array, mx.array]:
-        token_keys = None if row_keys is None else _token_keys(row_keys, tokens.shape[1] - 1)
+        token_keys = None if row_keys is None else _token_keys(row_keys, batch[0].shape[1])
         tuning.model.train()
         with tuning.using(parameters, dropout_keys=token_keys):
-            losses = row_losses(tuning.model, tokens, supervised)
+            losses = row_losses(tuning.model, cut, batch, parameters)
         return losses.sum(), losses
 
     with_gradients = mx.value_and_grad(loss_sum)
@@ -62,18 +81,20 @@ def compile_gradients(tuning: Tuning) -> Gradients:
     return compiled(gradients)
 
 
-def compile_losses(tuning: Tuning) -> RowLosses:
-    """Return a function of (parameters, tokens, supervised) that gives the loss of each row."""
+def compile_losses(tuning: Tuning, cut: Cut) -> RowLosses:
+    """Return a function of (parameters, batch) that gives the summed loss of each row."""
 
-    def losses(parameters: Parameters, tokens: mx.array, supervised: mx.array) -> mx.array:
+    def losses(parameters: Parameters, batch: BatchArrays) -> mx.array:
         tuning.model.eval()
         with tuning.using(parameters):
-            return row_losses(tuning.model, tokens, supervised)
+            return row_losses(tuning.model, cut, batch)
 
     return compiled(losses)
 
 
-def compile_update(tuning: Tuning, optimizers: Sequence[Optimizer]) -> Update:
+def compile_update(
+    tuning: Tuning, optimizers: Sequence[Optimizer], b_learning_rate_ratio: float | None = None
+) -> Update:
     """Return a function of (parameters, summed gradients, states, token counts, learning rates).
 
     Counts and rates are (K,). Each adapter is divided by its own tokens, clipped and moved by its
@@ -93,7 +114,7 @@ def compile_update(tuning: Tuning, optimizers: Sequence[Optimizer]) -> Update:
         for k, (settings, adapter, gradient, state) in enumerate(adapters):
             mean = tree_map(lambda g, count=counts[k]: g / count, gradient)
             mean, norm = clip(mean, settings.max_grad_norm)
-            optimizer = make_optimizer(settings)
+            optimizer = make_optimizer(settings, b_learning_rate_ratio)
             optimizer.state = tree_map(lambda leaf: leaf, state)
             optimizer.learning_rate = rates[k]
             moved.append(optimizer.apply_gradients(mean, adapter))
@@ -104,11 +125,13 @@ def compile_update(tuning: Tuning, optimizers: Sequence[Optimizer]) -> Update:
     return compiled(update)
 
 
-def initial_states(tuning: Tuning, optimizers: Sequence[Optimizer]) -> list[Any]:
+def initial_states(
+    tuning: Tuning, optimizers: Sequence[Optimizer], b_learning_rate_ratio: float | None = None
+) -> list[Any]:
     """Return the state of each adapter's optimizer before the first step."""
     states = []
     for settings, adapter in zip(optimizers, tuning.split(tuning.parameters()), strict=True):
-        optimizer = make_optimizer(settings)
+        optimizer = make_optimizer(settings, b_learning_rate_ratio)
         optimizer.init(adapter)
         states.append(optimizer.state)
     return states

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from stages.artifacts import Adapter, BaseModel, Merged, Prepared
 from stages.data.rows import Rows, open_rows
 from stages.generation.answer import answer
-from stages.lora.files import trained_template
+from stages.lora.description import trained_template
 from stages.merge import merge
 from stages.prepare import prepare
 from stages.serving.offer import open_offer

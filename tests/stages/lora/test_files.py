@@ -16,7 +16,8 @@ from safetensors import safe_open
 
 from stages.errors import InputError
 from stages.lora.bank import Bank, attach
-from stages.lora.files import load_adapter, save_adapter, save_weights, trained_template
+from stages.lora.description import trained_template
+from stages.lora.files import load_adapter, save_adapter, save_weights
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
 

@@ -125,18 +125,39 @@ def test_update_is_computed_in_the_type_of_the_input() -> None:
     assert mx.grad(loss)(mx.ones((1, 4, 24))).dtype == mx.float32
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
-def test_quantized_base_is_adapted_like_its_dequantized_weights(bits: int) -> None:
-    """Over a quantized layer the output is that of the dequantized one plus the same update."""
-    wide = nn.Linear(64, 24, bias=False)
-    wide.weight = drawn(24, 64, seed=4)
-    packed = nn.QuantizedLinear.from_linear(wide, group_size=32, bits=bits)
-    layer = LoRALinear(packed, "layer", [AdapterShape(4, 1.5)], Routing())
-    layer.lora_a, layer.lora_b = drawn(1, 64, 4, seed=5), drawn(1, 4, 24, seed=6)
-    x = drawn(2, 3, 64)
-    plain = mx.dequantize(packed.weight, packed.scales, packed.biases, group_size=32, bits=bits)
-    expected = x @ plain.T + 1.5 * (x @ layer.lora_a[0] @ layer.lora_b[0])
-    np.testing.assert_allclose(np.array(layer(x)), np.array(expected), rtol=1e-4, atol=1e-3)
+AFFINE = [(bits, group, "affine") for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)]
+
+
+@pytest.mark.parametrize(
+    ("bits", "group_size", "mode"),
+    [*AFFINE, (4, 32, "mxfp4"), (4, 16, "nvfp4"), (8, 32, "mxfp8")],
+)
+def test_quantized_base_is_adapted_like_its_dequantized_weights(
+    bits: int, group_size: int, mode: str
+) -> None:
+    """Over a quantized layer with a bias, output and gradients, that of the input too, are those
+    of the floating-point layer that its weights stand for."""
+    wide = linear(128, 24)
+    packed = nn.QuantizedLinear.from_linear(wide, group_size, bits, mode)
+    plain = linear(128, 24)
+    plain.weight = mx.dequantize(packed.weight, packed.scales, packed.get("biases"), group_size,
+                                 bits, mode).astype(mx.float32)  # fmt: skip
+    adapter = [drawn(1, 128, 4, seed=5), drawn(1, 4, 24, seed=6)]
+    x, weights = drawn(2, 3, 128), drawn(2, 3, 24, seed=7)
+
+    def outcome(base: nn.Module) -> list[mx.array]:
+        layer = LoRALinear(base, "layer", [AdapterShape(4, 1.5)], Routing())
+
+        def loss(lora_a: mx.array, lora_b: mx.array, x: mx.array) -> mx.array:
+            layer.lora_a, layer.lora_b = lora_a, lora_b
+            return (layer(x) * weights).sum()
+
+        gradients = mx.grad(loss, argnums=(0, 1, 2))(*adapter, x)
+        layer.lora_a, layer.lora_b = adapter
+        return [layer(x), *gradients]
+
+    for found, expected in zip(outcome(packed), outcome(plain), strict=True):
+        np.testing.assert_allclose(np.array(found), np.array(expected), rtol=1e-4, atol=1e-3)
 
 
 def dropping(path: str, share: float, keys: mx.array | None) -> LoRALinear:
@@ -176,6 +197,34 @@ def test_dropout_differs_between_rows_positions_and_layers() -> None:
     masks = [np.array(dropping(path, 0.5, keys)(mx.ones((2, 2, 32)))).reshape(4, 32)
              for path in ("first", "second")]  # fmt: skip
     assert len({mask.tobytes() for mask in np.concatenate(masks)}) == 8
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+def test_some_tokens_alone_are_computed_like_all(tagged: bool) -> None:
+    """A head that sees some places of the batch gives each its own row's adapter and mask."""
+    shapes = [AdapterShape(2, 0.5, 0.5), AdapterShape(5, 2.0, 0.2), AdapterShape(3, 1.25)]
+    keys = token_keys(6, 7)
+    routing = Routing(mx.array([2, 0, 1, 1, 0, 2]) if tagged else None, keys, adapters=3)
+    layer = LoRALinear(linear(), "layer", shapes, routing)
+    layer.lora_a, layer.lora_b = drawn(3, 32, 5, seed=3), drawn(3, 5, 24, seed=4)
+    x, places = drawn(6, 7, 32), mx.array([0, 5, 6, 14, 13, 41, 30, 22])
+    expected = layer(x).reshape(42, 24)[places]
+    with routing.at(places, (6, 7)):
+        found = layer(x.reshape(42, 32)[places][None])
+    np.testing.assert_allclose(np.array(found[0]), np.array(expected), rtol=1e-5, atol=1e-5)
+    assert routing.dropout_keys is keys
+
+
+def test_dropout_of_tagged_rows_is_their_adapter_s() -> None:
+    """Of rows in any order each is dropped by the share of its own adapter."""
+    shares, order = [0.0, 0.5, 0.9], [2, 0, 1, 0]
+    routing = Routing(mx.array(order), token_keys(4, 64), adapters=3)
+    base = nn.Linear(32, 32, bias=False)
+    base.weight = mx.zeros((32, 32))
+    layer = LoRALinear(base, "layer", [AdapterShape(32, 1.0, share) for share in shares], routing)
+    layer.lora_a = layer.lora_b = mx.broadcast_to(mx.eye(32), (3, 32, 32))
+    zero = (np.array(layer(mx.ones((4, 64, 32)))) == 0).mean(axis=(1, 2))
+    np.testing.assert_allclose(zero, [shares[k] for k in order], atol=0.05)
 
 
 def test_dropout_of_zero_is_nothing() -> None:

@@ -15,10 +15,11 @@ from stages.lora.bank import Bank, attach, initial
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
 from stages.settings import Optimizer, Train
-from stages.training.batches import training_steps
+from stages.training.batches import collate, training_steps
+from stages.training.head import UNCUT
 from stages.training.loop import State, fit, take_step, validation_loss
-from stages.training.loss import row_losses
-from stages.training.step import compile_losses
+from stages.training.loss import batch_arrays, row_losses
+from stages.training.step import compile_losses, tuned_cut
 
 LLAMA = Callable[..., Any]
 ROWS = Callable[..., Rows]
@@ -37,8 +38,7 @@ def base_loss(model: Any, rows: Rows) -> float:
     """Compute the mean loss of the supervised tokens row by row, without padding."""
     total, count = 0.0, 0
     for index in range(len(rows)):
-        tokens, supervised = (mx.array(value)[None] for value in rows[index])
-        total += row_losses(model, tokens, supervised).item()
+        total += row_losses(model, UNCUT, batch_arrays(collate(rows, [index]))).item()
         count += int(rows[index][1].sum())
     return total / count
 
@@ -80,7 +80,9 @@ def test_best_adapter_is_the_one_with_the_lowest_validation_loss(
     steps = [step for step, values in report.rows if "valid.loss" in values]
     assert metrics["train.best_step"] == steps[losses.index(min(losses[1:]))]
     bank.update(bank.join([best]))
-    found = validation_loss(compile_losses(bank), bank.parameters(), valid, 4, recorder())
+    found = validation_loss(
+        compile_losses(bank, tuned_cut(bank)), bank.parameters(), valid, 4, recorder()
+    )
     assert found == pytest.approx(metrics["valid.loss"], rel=1e-6)
     assert sum(line.endswith("best") for line in report.lines) >= 1
 
@@ -133,7 +135,7 @@ def test_metrics_count_what_was_computed(
     assert metrics["train.supervised_tokens"] == 2 * sum(supervised)
     assert metrics["train.steps"] == 6
     steps = list(training_steps(rows, train, 0))
-    padded = sum(batch.tokens[:, 1:].size for step in steps for batch in step.batches)
+    padded = sum(batch.inputs.size for step in steps for batch in step.batches)
     used = 2 * (sum(LENGTHS) - len(LENGTHS))
     assert metrics["train.padding_fraction"] == pytest.approx(1 - used / padded)
     weights = [sum(supervised[row] for row in step.rows) for step in steps[3:]]

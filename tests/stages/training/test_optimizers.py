@@ -165,6 +165,92 @@ def test_adafactor_is_that_of_the_paper() -> None:
     assert_same(ours(settings("adafactor")), by_hand(move))
 
 
+LORA_PLUS_STEPS = 24
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("adamw", lambda groups: torch.optim.AdamW(groups, betas=(0.8, 0.97), eps=1e-3,
+                                                   weight_decay=0.3)),
+        ("adam", lambda groups: torch.optim.Adam(groups, betas=(0.8, 0.97), eps=1e-3)),
+        ("sgd", lambda groups: torch.optim.SGD(groups, momentum=0.9, weight_decay=0.3)),
+    ],
+)  # fmt: skip
+def test_lora_plus_is_two_groups_of_torch(
+    name: str, make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+) -> None:
+    """Over 24 steps with a changing rate lora_b of every layer moves as in a group of torch's with
+    16 times the rate, lora_a and DoRA's m as in one with the rate: arXiv 2402.12354."""
+    rng = np.random.default_rng(4)
+    shapes = {"lora_a": (12, 3), "lora_b": (3, 8), "m": (8,)}
+    start = {path: {name: rng.normal(size=shape) for name, shape in shapes.items()}
+             for path in ("layers.0.q_proj", "layers.1.q_proj")}  # fmt: skip
+    tensors = {path: {name: torch.tensor(value, requires_grad=True)
+                      for name, value in weights.items()}
+               for path, weights in start.items()}  # fmt: skip
+    groups = [{"params": [weights[name] for weights in tensors.values() for name in names]}
+              for names in (("lora_a", "m"), ("lora_b",))]  # fmt: skip
+    theirs = make(groups)
+    found = {path: {name: mx.array(value, mx.float32) for name, value in weights.items()}
+             for path, weights in start.items()}  # fmt: skip
+    first = make_optimizer(settings(name), b_learning_rate_ratio=16)
+    first.init(found)
+    state = first.state
+    for step in range(LORA_PLUS_STEPS):
+        rate = 0.002 * (1 + step % 4)
+        gradients = {path: {name: rng.normal(size=shape) for name, shape in shapes.items()}
+                     for path in start}  # fmt: skip
+        for path, weights in tensors.items():
+            for each, tensor in weights.items():
+                tensor.grad = torch.tensor(gradients[path][each])
+        for group, factor in zip(theirs.param_groups, (1, 16), strict=True):
+            group["lr"] = factor * rate
+        theirs.step()
+        # As a compiled step does: a new optimizer each time, with the state of the last.
+        ours = make_optimizer(settings(name), b_learning_rate_ratio=16)
+        ours.state, ours.learning_rate = state, rate
+        given = {path: {name: mx.array(value, mx.float32) for name, value in weights.items()}
+                 for path, weights in gradients.items()}  # fmt: skip
+        found, state = ours.apply_gradients(given, found), ours.state
+        for path, weights in tensors.items():
+            for each, tensor in weights.items():
+                np.testing.assert_allclose(
+                    np.array(found[path][each]), tensor.detach().numpy(), rtol=1e-4, atol=1e-5,
+                    err_msg=f"{path} {each} at step {step}",
+                )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_lora_plus_is_the_optimizer_at_two_rates(name: str) -> None:
+    """With every optimizer lora_b moves as alone at 4 times the rate, and lora_a as without."""
+    weights = {"q_proj": {name: mx.array(value, mx.float32) for name, value in START.items()}}
+    plus = make_optimizer(settings(name), b_learning_rate_ratio=4)
+    slow, fast = make_optimizer(settings(name)), make_optimizer(settings(name))
+    found, expected = weights, weights
+    for gradients, rate in zip(GRADIENTS, RATES, strict=True):
+        given = {"q_proj": {name: mx.array(value, mx.float32) for name, value in gradients.items()}}
+        plus.learning_rate = slow.learning_rate = rate
+        fast.learning_rate = 4 * rate
+        found = plus.apply_gradients(given, found)
+        at_rate, at_four = (each.apply_gradients(given, expected) for each in (slow, fast))
+        expected = {"q_proj": {"lora_a": at_rate["q_proj"]["lora_a"],
+                               "lora_b": at_four["q_proj"]["lora_b"]}}  # fmt: skip
+    for each, value in expected["q_proj"].items():
+        np.testing.assert_allclose(np.array(found["q_proj"][each]), np.array(value), rtol=1e-6)
+
+
+def test_ratio_of_one_is_the_plain_optimizer() -> None:
+    """At 1 every weight moves bit by bit as without LoRA+, and the rate is read back as set."""
+    weights = {"q_proj": {name: mx.array(value, mx.float32) for name, value in START.items()}}
+    given = {"q_proj": {name: mx.array(value, mx.float32) for name, value in GRADIENTS[0].items()}}
+    plus, plain = make_optimizer(settings("adamw"), 1.0), make_optimizer(settings("adamw"))
+    assert plus.learning_rate.item() == plain.learning_rate.item()
+    found, expected = (each.apply_gradients(given, weights) for each in (plus, plain))
+    for name, value in expected["q_proj"].items():
+        assert mx.array_equal(found["q_proj"][name], value)
+
+
 def rates(total: int, **changes: Any) -> list[float]:
     optimizer = settings("adamw", **({"learning_rate": 2.0} | changes))
     return [learning_rate(optimizer, step, total) for step in range(total)]

@@ -17,9 +17,10 @@ from stages.data.rows import Rows
 from stages.lora.bank import Bank, Parameters, attach, initial, shape_of
 from stages.lora.targets import find_targets
 from stages.settings import Lora, Optimizer, Train
-from stages.training.batches import training_steps
+from stages.training.batches import collate, training_steps
 from stages.training.loop import fit
-from stages.training.loss import row_losses
+from stages.training.loss import batch_arrays, row_losses
+from stages.training.step import tuned_cut
 
 # Threads of two libraries that wait for each other by spinning make this test 10 times slower.
 torch.set_num_threads(1)
@@ -105,13 +106,11 @@ def test_loss_and_gradients_are_those_of_peft(
     rows = make_rows([9, 20, 33])
     expected, _ = torch_loss(twin, rows, [0, 1, 2])
     expected.backward()
-    tokens, supervised = np.zeros((2, 3, 33), np.int32)
-    for index in range(3):
-        tokens[index, : len(rows[index][0])], supervised[index, : len(rows[index][0])] = rows[index]
+    batch, cut = batch_arrays(collate(rows, range(3))), tuned_cut(bank)
 
     def loss(parameters: Parameters) -> mx.array:
         with bank.using(parameters):
-            return row_losses(model, mx.array(tokens), mx.array(supervised)).sum()
+            return row_losses(model, cut, batch, parameters).sum()
 
     found, gradients = mx.value_and_grad(loss)(bank.parameters())
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)

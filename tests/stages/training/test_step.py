@@ -10,13 +10,17 @@ from mlx.utils import tree_flatten
 
 from stages.data.rows import Rows
 from stages.lora.bank import Bank, Parameters, attach, initial
+from stages.lora.full import Tuning, all_weights
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
 from stages.settings import Optimizer, Train
+from stages.training import cross_entropy as cross_entropy_module
+from stages.training import loss as loss_module
 from stages.training import step as step_module
 from stages.training.batches import collate, dropout_keys, training_steps
 from stages.training.loop import State, take_step
-from stages.training.step import compile_gradients, compile_update, initial_states
+from stages.training.loss import batch_arrays
+from stages.training.step import compile_gradients, compile_update, initial_states, tuned_cut
 
 LLAMA = Callable[..., Any]
 SHAPES = [AdapterShape(2, 0.5), AdapterShape(5, 2.0, 0.2), AdapterShape(3, 1.25)]
@@ -59,7 +63,10 @@ def test_accumulation_does_not_change_the_training(
         train = settings(batch_size=size, grad_accumulation_steps=8 // size)
         bank = bank_of(tiny_llama(), [AdapterShape(4, 2.0, dropout)], [0])
         state = State(bank.parameters(), initial_states(bank, [adamw()]))
-        gradients, update = compile_gradients(bank), compile_update(bank, [adamw()])
+        gradients, update = (
+            compile_gradients(bank, tuned_cut(bank)),
+            compile_update(bank, [adamw()]),
+        )
         course = []
         for step in training_steps(rows, train, 0):
             keys = [dropout_keys(0, step.epoch, batch.rows) for batch in step.batches]
@@ -91,13 +98,13 @@ def test_three_adapters_train_as_three_runs(
     def train(shapes: list[AdapterShape], chosen: list[int], group: slice) -> Any:
         bank = bank_of(tiny_llama(), shapes, chosen)
         mine = [optimizers[k] for k in chosen]
-        gradients, update = compile_gradients(bank), compile_update(bank, mine)
+        gradients, update = compile_gradients(bank, tuned_cut(bank)), compile_update(bank, mine)
         parameters, states = bank.parameters(), initial_states(bank, mine)
-        tokens, supervised = mx.array(batch.tokens[group]), mx.array(batch.supervised[group])
-        counts = batch.supervised[group, 1:].sum(axis=1).reshape(len(chosen), -1).sum(axis=1)
+        part = collate(rows, range(6)[group])
+        counts = np.bincount(part.owners).reshape(len(chosen), -1).sum(axis=1)
         course = []
         for _ in range(3):
-            losses, summed = gradients(parameters, tokens, supervised, mx.array(keys[group]))
+            losses, summed = gradients(parameters, batch_arrays(part), mx.array(keys[group]))
             parameters, states, norms = update(
                 parameters, summed, states, mx.array(counts, mx.float32),
                 mx.array([rates[k] for k in chosen]),
@@ -121,41 +128,74 @@ def test_tokens_weigh_the_same_in_every_batch(
     """The norm of a step of unequal batches is that of the mean over all its tokens at once."""
     rows = make_rows([4, 90, 5, 80])
     bank = bank_of(tiny_llama(), [AdapterShape(4, 2.0)], [0])
-    gradients, update = compile_gradients(bank), compile_update(bank, [adamw()])
+    gradients, update = compile_gradients(bank, tuned_cut(bank)), compile_update(bank, [adamw()])
     (step,) = training_steps(rows, settings(batch_size=1, grad_accumulation_steps=4), 0)
     state = State(bank.parameters(), initial_states(bank, [adamw()]))
     _, norm = take_step(gradients, update, state, step, [None] * 4, 1e-3)
     whole = collate(rows, range(4))
-    _, summed = gradients(
-        bank.parameters(), mx.array(whole.tokens), mx.array(whole.supervised), None
-    )
+    _, summed = gradients(bank.parameters(), batch_arrays(whole), None)
     squares = sum(float(g.square().sum()) for _, g in tree_flatten(summed))
     assert norm == pytest.approx(np.sqrt(squares) / whole.supervised_tokens, rel=1e-5)
 
 
+def course_of(
+    tuning: Tuning, rows: Rows, optimizer: Optimizer, train: Train, few_shapes: bool
+) -> tuple[list[tuple[float, float]], Parameters]:
+    """Train with changing rates and return each step's loss and norm, and the weights."""
+    gradients = compile_gradients(tuning, tuned_cut(tuning))
+    update = compile_update(tuning, [optimizer])
+    state = State(tuning.parameters(), initial_states(tuning, [optimizer]))
+    course = []
+    for step in training_steps(rows, train, 0, few_shapes=few_shapes):
+        keys = [dropout_keys(0, step.epoch, batch.rows) if tuning.has_dropout else None
+                for batch in step.batches]  # fmt: skip
+        course.append(take_step(gradients, update, state, step, keys, 1e-2 / (1 + step.number)))
+    return course, state.parameters
+
+
+def test_few_shapes_compute_the_same(
+    tiny_llama: LLAMA,
+    make_rows: Callable[..., Rows],
+    adamw: Callable[..., Optimizer],
+    settings: Callable[..., Train],
+) -> None:
+    """Wider rows and fillers among the targets change no loss, norm or weight, dropout included."""
+    rows = make_rows([9, 40, 14, 70, 12, 25])
+    (course, weights), (padded_course, padded_weights) = (
+        course_of(bank_of(tiny_llama(), [AdapterShape(4, 2.0, 0.1)], [0]), rows, adamw(),
+                  settings(batch_size=2), few_shapes)
+        for few_shapes in (False, True)
+    )  # fmt: skip
+    np.testing.assert_allclose(padded_course, course, rtol=1e-5)
+    assert_same(padded_weights, weights, 2e-5)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("adapter", [True, False])
 def test_compiled_functions_compute_the_same(
     tiny_llama: LLAMA,
     make_rows: Callable[..., Rows],
     adamw: Callable[..., Optimizer],
     settings: Callable[..., Train],
     monkeypatch: pytest.MonkeyPatch,
+    adapter: bool,
 ) -> None:
-    """Compiled, as on a GPU, three steps of changing shapes and rates follow the plain ones, and
-    no traced weights stay in the model."""
+    """Compiled, as on a GPU, three steps of changing shapes and rates follow the plain ones, in
+    chunks and in tiles, and no traced weights stay in the model."""
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 20 * 64)
+    monkeypatch.setattr(cross_entropy_module, "TILE_ELEMENTS", 8 * 64)
     rows = make_rows([9, 40, 14, 70, 12, 25])
     results = []
     for compiled in (lambda function: function, mx.compile):
         monkeypatch.setattr(step_module, "compiled", compiled)
-        model = tiny_llama()
-        bank = bank_of(model, [AdapterShape(4, 2.0, 0.1)], [0])
-        gradients, update = compile_gradients(bank), compile_update(bank, [adamw()])
-        state = State(bank.parameters(), initial_states(bank, [adamw()]))
-        course = []
-        for step in training_steps(rows, settings(batch_size=2), 0):
-            keys = [dropout_keys(0, step.epoch, batch.rows) for batch in step.batches]
-            course.append(take_step(gradients, update, state, step, keys, 1e-2 / (1 + step.number)))
-        results.append((course, state.parameters, np.array(model(mx.array([[1, 2, 3]])))))
+        model = tiny_llama(tie_word_embeddings=True)
+        tuning: Tuning = all_weights(model)
+        if adapter:
+            tuning = bank_of(model, [AdapterShape(4, 2.0, 0.1)], [0])
+        course, weights = course_of(
+            tuning, rows, adamw(eps=1e-5), settings(batch_size=2), compiled is mx.compile
+        )
+        results.append((course, weights, np.array(model(mx.array([[1, 2, 3]])))))
     np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-5)
     assert_same(results[1][1], results[0][1], 2e-5)
     np.testing.assert_allclose(results[1][2], results[0][2], rtol=1e-5)
