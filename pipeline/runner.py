@@ -85,6 +85,9 @@ class Run:
         if reused:
             self.metrics.copy(entry.history, step.name)
         log.info("%s", summary.stage_line(entry, reused))
+        if step.name == "prepare":
+            for line in summary.doctor_lines(entry, self.record.directory, reused):
+                log.info("%s", line)
 
     def _make(self, planned: Planned) -> Entry:
         step = planned.step

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import shutil
 import sys
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -45,6 +47,18 @@ def stage_line(entry: Entry, reused: bool) -> str:
     cost = duration(entry.seconds)
     what = f"made {age(entry.created)}, took {cost}" if reused else f"in {cost}"
     return f"{entry.stage:<9} {'reused' if reused else 'ran':<7} {entry.key[:8]}  {what}"
+
+
+def doctor_lines(entry: Entry, run: Path, reused: bool) -> list[str]:
+    """Return where the report on the data lies and, of rows prepared before, its advice again."""
+    try:
+        doctor = json.loads((entry.directory / "doctor.json").read_text(encoding="utf-8"))
+        advice = [f"! {sentence}" for sentence in doctor["advice"]]
+    # Another prepare function need not write such a report.
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    page = shown_path(run / "prepare" / "doctor.html")
+    return [*(advice if reused else []), f"the data, with five rows as they are trained: {page}"]
 
 
 def age(created: str) -> str:

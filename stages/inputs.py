@@ -103,6 +103,9 @@ def _look(entry: str) -> tuple[Path | None, list[str]]:
             return Path(entry), sorted(_walk(place, "", frozenset({place.resolve()})))
         if place.is_file():
             return None, [_usable(entry)]
+        if place.exists():
+            found = "found a pipe or a device, expected a file or a folder"
+            raise InputError(entry, found, "save the rows to a file first")
         if glob.has_magic(entry):
             return _matches(entry)
     except OSError as error:
@@ -117,7 +120,9 @@ def _walk(folder: Path, prefix: str, above: frozenset[Path]) -> Iterator[str]:
         if entry.name.startswith("."):
             continue
         if not entry.is_dir():
-            yield prefix + entry.name
+            # A pipe would wait for a writer for ever; a broken link is an error when it is read.
+            if entry.is_file() or not entry.exists():
+                yield prefix + entry.name
         elif (real := entry.resolve()) not in above and not _is_outputs(entry):
             yield from _walk(entry, f"{prefix}{entry.name}/", above | {real})
 

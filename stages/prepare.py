@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import groupby
 from pathlib import Path
 
 from stages.artifacts import BaseModel, Prepared, Reporter
@@ -48,7 +50,6 @@ def prepare(data: Data, seed: int, *, model: BaseModel, report: Reporter, out: P
         write_template(out, chat_template)
     for line in write_doctor(findings, out):
         report.log(line)
-    report.log("with five rows as they are trained: prepare/doctor.html in the run's directory")
     return Prepared(directory=out, metrics=findings.metrics)
 
 
@@ -64,13 +65,21 @@ def _refusal(gathered: Gathered, report: Reporter) -> InputError:
     first, count = gathered.faults[0], gathered.fault_count
     if count == 1:
         return InputError(first.where, first.found, first.mend)
-    for fault in gathered.faults:
-        report.log(f"{fault.where}: {fault.found}")
+    for found, alike in groupby(gathered.faults, key=lambda fault: fault.found):
+        places = [fault.where for fault in alike]
+        others = "".join(f", {place.removeprefix(_file(places[0]))}" for place in places[1:])
+        report.log(f"{places[0]}{others}: {found}")
     if count > len(gathered.faults):
         report.log(f"… and {count - len(gathered.faults):,} more")
     found = f"{first.found} (the first of {count:,} records that cannot be used, listed above)"
-    mend = f"{first.mend}; " if first.mend else ""
-    return InputError(first.where, found, f"{mend}or set data.on_error=skip to set them aside")
+    mend = f"{first.mend}, or " if first.mend else ""
+    return InputError(first.where, found, f"{mend}set data.on_error=skip to set them aside")
+
+
+def _file(where: str) -> str:
+    """Return `rows.jsonl:` of `rows.jsonl:7:13`, so that more lines of it can be listed."""
+    path = re.match(r".*?(?=:\d+(:\d+)?$)", where)
+    return path[0] if path else where
 
 
 def _nothing_left(data: Data, gathered: Gathered) -> InputError:
@@ -78,10 +87,18 @@ def _nothing_left(data: Data, gathered: Gathered) -> InputError:
     rows, notes = sum(gathered.tally.formats.values()), gathered.tally.notes
     if notes["dropped_overlong"]:
         found = f"none of {rows:,} rows fits in {data.max_seq_length} tokens"
-        return InputError(where, found, "raise data.max_seq_length, or set data.overlong")
+        cut = "" if data.overlong == "truncate_left" else (
+            ", or set data.overlong=truncate_left to cut conversations and texts at their beginning"
+        )  # fmt: skip
+        return InputError(where, found, f"raise data.max_seq_length{cut}")
     if gathered.fault_count:
         found = f"none of {gathered.fault_count:,} records can be used, the first: "
         found += gathered.faults[0].found
         return InputError(gathered.faults[0].where, found, gathered.faults[0].mend)
+    if not rows:
+        found = f"data.convert returned no row for any of {gathered.records.total():,} records"
+        return InputError(where, found, f"mend {data.convert}")
+    if notes["empty_answer"]:
+        return InputError(where, f"the answers of all {rows:,} rows are empty", "add answers")
     found = f"none of {rows:,} rows has a token to train on"
-    return InputError(where, found, "add answers, or set data.supervise=all")
+    return InputError(where, found, "add answers to be trained")

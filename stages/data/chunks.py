@@ -140,7 +140,9 @@ def _collected(
 
 
 def _line(row: Row) -> bytes:
-    return json.dumps(row.content | {"source": row.source}, ensure_ascii=False).encode()
+    text = json.dumps(row.content | {"source": row.source}, ensure_ascii=False)
+    # The name of a file may be no UTF-8: JSON escapes what Python makes of it.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _shown(value: object) -> str:

@@ -66,7 +66,9 @@ def gather(
             if made.faults and data.on_error == "skip":
                 if quarantine is None:
                     path = out / QUARANTINE
-                    quarantine = stack.enter_context(path.open("w", encoding="utf-8", newline="\n"))
+                    quarantine = stack.enter_context(
+                        path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+                    )
                 quarantine.writelines(map(_quarantined, made.faults))
             report.progress(progress.after(made), progress.total_bytes, {})
     return gathered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,11 @@ def test_real_folders_are_read_as_they_are() -> None:
         "test.jsonl.gz": "test",
     }
     assert list(splits(DATA / "books").values()) == ["train"] * 8
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """In a folder it holds no rows; named alone it is refused."""
+    make(tmp_path, "a.jsonl")
+    os.mkfifo(tmp_path / "b.jsonl")
+    assert splits(tmp_path) == {"a.jsonl": "train"}
+    assert refused(tmp_path / "b.jsonl").found.startswith("found a pipe or a device")

@@ -339,10 +339,10 @@ def test_faults_are_listed_counted_and_nothing_is_kept(
     with pytest.raises(InputError, match="the first of 31 records that cannot be used") as caught:
         prepare(data(tmp_path / "rows.jsonl"), 0, model=model, report=report, out=tmp_path / "out")
     assert caught.value.where == f"{tmp_path}/rows.jsonl:2"
-    assert [line.partition(": ")[0] for line in report.lines[:20]] == [
-        f"{tmp_path}/rows.jsonl:{number}" for number in range(2, 22)
-    ]
-    assert report.lines[20:] == ["… and 11 more"]
+    lines = ", ".join(f":{number}" for number in range(2, 22))
+    assert report.lines == [
+        f'{tmp_path}/rows.jsonl{lines}: found a number as "text", expected text', "… and 11 more",
+    ]  # fmt: skip
     assert not any((tmp_path / "out").iterdir())
 
 
@@ -398,3 +398,39 @@ def test_weights_decide_how_often_a_source_is_seen(
     assert len(often) == 2 * len(set(often))
     assert 60 < len(texts) - len(often) == len(set(texts) - set(often)) < 120
     assert len({row["text"] for row in kept(result, "valid")}) == len(kept(result, "valid"))
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")
+def test_the_name_of_a_file_may_be_no_utf8(tmp_path: Path, model: BaseModel, diary: Any) -> None:
+    """Its rows, and those set aside, are named as JSON escapes it."""
+    source = tmp_path / "in" / "rows\udcff.jsonl"
+    write(source, "a", "b").open("a").write("{broken\n")
+    changes = {"on_error": "skip", "valid_fraction": 0.0, "test_fraction": 0.0}
+    out = tmp_path / "out"
+    result = prepare(data(source.parent, **changes), 0, model=model, report=diary(), out=out)
+    assert [row["source"] for row in kept(result, "train")] == [
+        "rows\udcff.jsonl:1", "rows\udcff.jsonl:2",
+    ]  # fmt: skip
+    [aside] = (out / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(aside)["source"] == "rows\udcff.jsonl:3"
+
+
+def test_the_counts_add_up(tmp_path: Path, model: BaseModel, diary: Any) -> None:
+    """Every row read is in a split, or counted as left out."""
+    answers: list[dict[str, Any]] = [
+        *({"content": f"a{n}"} for n in range(20)), {"content": " "}, {"content": ""},
+        {"content": "b", "train": False}, {"content": "c" * 600},
+    ]  # fmt: skip
+    turns = [
+        [{"role": "user", "content": f"q{n}"}, {"role": "assistant", **answer}]
+        for n, answer in enumerate(answers)
+    ]
+    # An empty answer beside another: such a row is kept.
+    turns.append([*turns[20], *turns[0]])
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in turns))
+    out = tmp_path / "out"
+    prepare(data(path), 0, model=model, report=diary(), out=out)
+    doctor = json.loads((out / "doctor.json").read_text())
+    assert doctor["notes"] == {"dropped_overlong": 1, "empty_answer": 3, "supervises_nothing": 3}
+    assert sum(split["found"]["rows"] for split in doctor["splits"].values()) == 25 - 1 - 3

@@ -16,8 +16,9 @@ _SHOWN = 3
 def advice(findings: Findings) -> list[str]:
     """Return what holds of the data, the gravest first; data without a flaw gives none."""
     return [
-        *_faults(findings), *_leaks(findings), *_lengths(findings), *_private(findings),
-        *_answers(findings), *_repeated(findings), *_encodings(findings), *_sizes(findings),
+        *_faults(findings), *_passed_over(findings), *_leaks(findings), *_lengths(findings),
+        *_private(findings), *_answers(findings), *_repeated(findings), *_encodings(findings),
+        *_sizes(findings),
     ]  # fmt: skip
 
 
@@ -45,6 +46,14 @@ def _split(findings: Findings, name: str) -> Split | None:
 def _faults(findings: Findings) -> Iterable[str]:
     if findings.fault_count:
         yield f"{counted(findings.fault_count, 'record')} cannot be used: see quarantine.jsonl"
+
+
+def _passed_over(findings: Findings) -> Iterable[str]:
+    files = findings.passed_over
+    if files:
+        more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
+        names = ", ".join(files[:_SHOWN]) + more
+        yield f"{counted(len(files), 'file')} not read, as other names say a split: {names}"
 
 
 def _leaks(findings: Findings) -> Iterable[str]:
@@ -95,10 +104,11 @@ def _private(findings: Findings) -> Iterable[str]:
 def _answers(findings: Findings) -> Iterable[str]:
     empty = findings.notes.get("empty_answer", 0)
     if empty:
-        yield f"{counted(empty, 'row')} with an empty answer: the model learns to say nothing"
+        yield f"{counted(empty, 'row')} with an empty answer: such answers are not trained"
     nothing = findings.notes.get("supervises_nothing", 0)
     if nothing:
-        yield f"{counted(nothing, 'row')} without a supervised token: nothing is learned from them"
+        rows = counted(nothing, "row")
+        yield f"{rows} without a supervised token: left out, as nothing is learned"
 
 
 def _repeated(findings: Findings) -> Iterable[str]:
@@ -129,4 +139,9 @@ def _sizes(findings: Findings) -> Iterable[str]:
     missing = [name for name in ("valid", "test") if name in splits and not splits[name].rows]
     for name in missing:
         purpose = {"valid": "validation", "test": "testing"}[name]
-        yield f"no row is held out for {purpose}: data.{name}_fraction holds some out"
+        held_out = f"data.{name}_fraction"
+        if findings.settings[f"{name}_fraction"]:
+            todo = f"too few differ for {held_out}; add rows, or give a file of them"
+        else:
+            todo = f"{held_out} holds some out"
+        yield f"no row is held out for {purpose}: {todo}"

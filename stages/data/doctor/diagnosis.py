@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SHOWN_EXAMPLES = 5
 _SETTINGS = ("max_seq_length", "overlong", "supervise", "on_error", "encoding", "duplicates",
-             "leakage")  # fmt: skip
+             "leakage", "valid_fraction", "test_fraction")  # fmt: skip
 _LOOK_EVERY = 1000
 
 
@@ -59,7 +59,7 @@ def diagnose(
         kind=kinds[0] if len(kinds) == 1 else "mixed",
         settings={name: getattr(data, name) for name in _SETTINGS},
         sources=tuple(_source(data, n, name, files, gathered) for n, name in enumerate(names)),
-        passed_over=tuple(passed_over),
+        passed_over=tuple(Path(name).name for name in passed_over),
         formats=dict(sorted(tally.formats.items())),
         notes=dict(sorted(tally.notes.items())),
         splits={

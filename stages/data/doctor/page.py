@@ -10,7 +10,8 @@ from stages.data.doctor.advice import advice, counted, listed, share
 from stages.data.doctor.findings import Example, Findings, Split, round_numbers
 from stages.data.doctor.html import TEMPLATE
 from stages.data.doctor.privacy import EMAIL
-from stages.data.doctor.table import NOTES, split_rows
+from stages.data.doctor.table import split_rows
+from stages.data.encoding.examples import NOTES
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 340, 170, 44, 10, 24
 _TICKS = 5
@@ -56,7 +57,7 @@ def page(findings: Findings) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["n"] = lambda count: f"{count:,}"
-    notes = [(NOTES.get(name, name), count) for name, count in findings.notes.items() if count]
+    notes = [(NOTES[name], count) for name, count in findings.notes.items() if count]
     return environment.from_string(TEMPLATE).render(
         f=findings,
         facts=_facts(findings),

@@ -45,6 +45,7 @@ _TOKENS: tuple[tuple[str, str, str], ...] = (
     ("mailchimp", "-us", r"[0-9a-f]{32}-us\d{1,2}"),
     ("npm", "npm_", "npm_[0-9A-Za-z]{36}"),
     ("openai", "T3BlbkFJ", r"sk-[\w-]{20,200}?T3BlbkFJ[\w-]{20,200}"),
+    ("api_key", "sk-", r"sk-[A-Za-z0-9][\w-]{31,200}"),
     ("pypi", "pypi-AgE", r"pypi-AgE(?:IcHlwaS5vcmc|NdGVzdC5weXBpLm9yZw)[\w-]{50,1000}"),
     ("sendgrid", "SG.", r"SG\.[\w-]{22}\.[\w-]{43}"),
     ("shopify", "shpat_ shpca_ shppa_ shpss_", "shp(?:at|ca|pa|ss)_[0-9A-Fa-f]{32}"),

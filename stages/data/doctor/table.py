@@ -6,20 +6,10 @@ from textwrap import wrap
 
 from stages.data.doctor.advice import advice, counted, listed
 from stages.data.doctor.findings import Findings
-from stages.data.selection.select import SplitCounts
+from stages.data.encoding.examples import NOTES
 
 WIDTH = 100
 _BARS = "▁▂▃▄▅▆▇█"
-NOTES = {
-    "dropped_overlong": "dropped as overlong",
-    "truncated": "cut at the beginning",
-    "split": "continued in further rows",
-    "unrolled": "unrolled into a row for each answer",
-    "system_merged": "system prompt joined with the first turn",
-    "empty_answer": "empty answer",
-    "supervises_nothing": "no supervised token",
-}
-"""What the encoder did to rows, in words."""
 
 
 def table(findings: Findings) -> list[str]:
@@ -59,14 +49,12 @@ def _found_rows(findings: Findings) -> list[tuple[str, list[str]]]:
         ("nearly ask again", [near.within.get(name, 0) for name in splits]),
         ("asked in train", [counts.asked_in_train for counts in found]),
         ("nearly asked in train", [near.in_train.get(name, 0) for name in splits]),
-        ("removed", [_removed(counts) for counts in found]),
+        ("removed as asked elsewhere", [counts.removed_leaks for counts in found]),
+        ("removed as repeated", [counts.removed_duplicates for counts in found]),
+        ("left out by weight", [counts.left_out for counts in found]),
         ("added by weight", [counts.repeated for counts in found]),
     ]
     return [(label, [f"{n:,}" for n in counts]) for label, counts in rows if any(counts)]
-
-
-def _removed(found: SplitCounts) -> int:
-    return found.removed_leaks + found.removed_duplicates + found.left_out
 
 
 def _title(findings: Findings) -> str:
@@ -102,7 +90,7 @@ def _bars(findings: Findings) -> list[str]:
 
 
 def _notes(findings: Findings) -> list[str]:
-    found = [(NOTES.get(name, name), count) for name, count in findings.notes.items() if count]
+    found = [(NOTES[name], count) for name, count in findings.notes.items() if count]
     return _folded(f"rows: {listed(found)}", "  ") if found else []
 
 

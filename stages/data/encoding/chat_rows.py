@@ -119,7 +119,7 @@ def _notes(template: Template, row: Row, found: _Unencoded) -> list[str]:
     asked = [turn for turn in messages if turn["role"] == "assistant" and turn.get("train", True)]
     if not all(map(says, asked)):
         notes.append("empty_answer")
-    elif not found:
+    if not found:
         notes.append("supervises_nothing")
     return notes
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stages.data.encoding.chat_rows import open_chats
-from stages.data.encoding.examples import NOTES as NOTES
 from stages.data.encoding.examples import Encoded as Encoded
 from stages.data.encoding.examples import Example as Example
 from stages.data.encoding.template import MERGED_SYSTEM, TemplateFault, read_template

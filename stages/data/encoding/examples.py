@@ -9,15 +9,15 @@ from stages.data.rows import Supervised, Tokens
 from stages.errors import InputError
 
 NOTES = {
-    "dropped_overlong": "left out, as it is longer than data.max_seq_length",
-    "truncated": "shortened at its beginning to data.max_seq_length",
-    "split": "a text continued in further rows",
-    "unrolled": "one row for each answer, as the chat template rewrites or drops earlier turns",
-    "system_merged": "its system turn became the beginning of the first user turn",
-    "empty_answer": "an answer says nothing, and is not trained",
-    "supervises_nothing": "left out, as none of its answers is to be trained",
+    "dropped_overlong": "dropped as overlong",
+    "truncated": "cut at the beginning",
+    "split": "continued in further rows",
+    "unrolled": "unrolled into a row for each answer",
+    "system_merged": "system prompt joined with the first turn",
+    "empty_answer": "empty answer",
+    "supervises_nothing": "no supervised token",
 }
-"""What can have been done to a row, and what that means."""
+"""What can be noted of a row, in words; one that supervises nothing is left out."""
 
 
 @dataclass(frozen=True, slots=True)

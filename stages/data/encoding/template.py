@@ -77,7 +77,10 @@ def read_template(
         renderer = compile_template(text, tokenizer.special_tokens_map)
         merges_system = _merges_system(renderer)
     except TemplateError as error:
-        raise TemplateFault(name, f"is no Jinja template ({error})", _OTHER) from error
+        line = getattr(error, "lineno", None)
+        place = f"line {line}: {error}" if line else str(error)
+        mend = _OTHER if chat_template is None else "correct it there"
+        raise TemplateFault(name, f"is no Jinja template ({place})", mend) from error
     except Unsafe as error:
         raise TemplateFault(name, f"is not safe to run ({error})", _OTHER) from error
     added = tokenizer.added_tokens_decoder

@@ -35,7 +35,8 @@ def load_converter(setting: str) -> Converter:
     def convert(record: object, source: str, where: str) -> list[dict[str, Any]]:
         try:
             found = function(record, source)
-        except Exception as error:
+        # A converter that exits would otherwise end the whole run as if that were a bug.
+        except (Exception, SystemExit) as error:
             raised = f"{_KEY} raised {_said(error)}"
             raise InputError(where, raised, f"mend {_place(error, path)}") from error
         return _rows(found, where)
@@ -59,7 +60,7 @@ def _run(path: Path) -> ModuleType:
     try:
         # Not exec_module, which leaves a cache beside the file, and may take an older one.
         exec(loader.source_to_code(code, str(path)), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         found = f"cannot load it: {_said(error)}"
         raise SettingError(_KEY, found, f"mend {_place(error, path)}") from error
@@ -96,11 +97,11 @@ def _rows(found: object, where: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {shown(str(error))}".removesuffix(": ")
 
 
-def _place(error: Exception, path: Path) -> str:
+def _place(error: BaseException, path: Path) -> str:
     """Return the last line of the user's file that the error passed, `convert.py:12`."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{path}:{error.lineno}"

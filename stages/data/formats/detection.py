@@ -22,6 +22,15 @@ _ALL = [(name, spelling) for name, spellings in FORMATS.items() for spelling in 
 _LIKENESS = 0.8
 
 
+def in_known_case(record: dict[str, Any], wanted: str) -> dict[str, Any]:
+    """Return the record, its keys in lower case where only that makes it one of the formats."""
+    if _find(record, wanted) is not None:
+        return record
+    lowered = {str(key).strip().lower(): value for key, value in record.items()}
+    known = len(lowered) == len(record) and _find(lowered, wanted) is not None
+    return lowered if known else record
+
+
 def find_format(record: dict[str, Any], wanted: str, where: str) -> str:
     """Return the format of a record, which must be `wanted` unless that is auto.
 

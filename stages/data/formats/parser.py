@@ -20,7 +20,7 @@ from typing import Any
 from stages.data.formats.columns import open_columns
 from stages.data.formats.conversations import read_conversation
 from stages.data.formats.convert import load_converter
-from stages.data.formats.detection import find_format
+from stages.data.formats.detection import find_format, in_known_case
 from stages.data.formats.messages import UNREADABLE, check_order, check_trainable, read_turns
 from stages.data.formats.messages import Message as Message
 from stages.data.formats.pairs import read_alpaca, read_answer, read_completion
@@ -121,6 +121,7 @@ def open_parser(data: Data) -> Parser:
 
 def _format_reader(wanted: str) -> _Reader:
     def read(record: _Record, where: str) -> tuple[_Record, str]:
+        record = in_known_case(record, wanted)
         name = find_format(record, wanted, where)
         if not _MEANING_SET.isdisjoint(record):
             _refuse_meaning(record, where)

@@ -11,7 +11,7 @@ from stages.data.reading.records import Chunk
 from stages.errors import InputError
 from stages.inputs import DataFile
 
-DOCUMENT_CHARACTERS = 1_000_000
+DOCUMENT_CHARACTERS = 1 << 16
 """A longer file becomes several documents, so that memory holds only one of them."""
 
 

@@ -33,7 +33,7 @@ def explain(text: str, start: int, error: ValueError | RecursionError) -> tuple[
     """Return where in the text a value that begins at `start` is broken, and how."""
     if isinstance(error, json.JSONDecodeError):
         at = error.pos
-        return at, f"invalid JSON ({_NAMED.get(text[at : at + 1], error.msg)})"
+        return at, f"invalid JSON ({_NAMED.get(text[at : at + 1], error.msg.removesuffix(' at'))})"
     if isinstance(error, RecursionError):
         return start, "invalid JSON (nested too deep)"
     for token in _TOKEN.finditer(text, start):

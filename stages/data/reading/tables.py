@@ -105,7 +105,8 @@ def _next(reader: Iterator[list[str]]) -> list[str] | None:
         csv.field_size_limit(before)
 
 
-def _header(names: list[str], where: str) -> list[str]:
+def _header(given: list[str], where: str) -> list[str]:
+    names = [name.strip() for name in given]
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         found = f"found two columns named {twice[0]!r}, expected different names"

@@ -50,7 +50,8 @@ def findings(**changes: Any) -> Findings:
     """Return findings about clean data, but for the changes."""
     clean = Findings(
         kind="chat",
-        settings={"max_seq_length": 512, "overlong": "auto"},
+        settings={"max_seq_length": 512, "overlong": "auto", "valid_fraction": 0.1,
+                  "test_fraction": 0.0},
         sources=(
             Source(path="chats", files=(
                 SourceFile(name="train.jsonl", split="train", records=60),
@@ -203,6 +204,7 @@ def test_advice_on_flawed_data() -> None:
     """Every sentence, with its numbers."""
     assert advice(flawed()) == [
         "25 records cannot be used: see quarantine.jsonl",
+        f"1 file not read, as other names say a split: {NASTY}",
         "9 of 700 validation rows ask what train asks: 9 training rows were removed",
         "31 of 700 validation rows ask nearly what train asks: scores on such rows flatter the "
         "model",
@@ -210,7 +212,7 @@ def test_advice_on_flawed_data() -> None:
         "1 row (1.6 %) was cut at the beginning as longer than data.max_seq_length=512",
         "3 likely secrets (hugging face 2, aws 1) and 31 e-mail addresses were found: "
         "data.redact=true replaces them",
-        "3 rows with an empty answer: the model learns to say nothing",
+        "3 rows with an empty answer: such answers are not trained",
         "5 of 40 training rows (12 %) repeat an earlier one: data.duplicates=drop removes them",
         "1 file not UTF-8, 12 bytes read as Windows-1252: a.jsonl",
         "only 2 training rows: the model may learn them by heart",
@@ -225,7 +227,9 @@ def test_advice_on_flawed_data() -> None:
         ({"private": {"npm": 1}}, "1 likely secret (npm 1) was found: data.redact=true replaces "
                                   "them"),
         ({"notes": {"supervises_nothing": 1}},
-         "1 row without a supervised token: nothing is learned from them"),
+         "1 row without a supervised token: left out, as nothing is learned"),
+        ({"passed_over": ("README.md",)},
+         "1 file not read, as other names say a split: README.md"),
         ({"repairs": dict.fromkeys("abcde", 2)},
          "5 files not UTF-8, 10 bytes read as Windows-1252: a, b, c and 2 more"),
         ({"splits": dict(findings().splits) | {"test": split([1], asked_in_train=1)}},
@@ -256,9 +260,10 @@ def test_table_of_flawed_data_fits_a_terminal() -> None:
     """Only counts that are not all zero; no line is too long; the advice is whole."""
     lines = table(flawed())
     assert max(map(len, lines)) <= WIDTH
-    assert "repeat an earlier row          5        0        0" in lines
-    assert "asked in train                 0        9        0" in lines
-    assert "removed                        9        0        0" in lines
+    counts = {line[:27].rstrip(): line[27:].split() for line in lines}
+    assert counts["repeat an earlier row"] == ["5", "0", "0"]
+    assert counts["asked in train"] == ["0", "9", "0"]
+    assert counts["removed as asked elsewhere"] == ["9", "0", "0"]
     assert not any(line.startswith("added by weight") for line in lines)
     assert "rows: dropped as overlong 7, cut at the beginning 1, empty answer 3" in lines
     text = " ".join(line.strip() for line in lines)
@@ -303,7 +308,7 @@ def test_page_shows_hostile_text_as_text() -> None:
     assert not {"script", "img", "link", "iframe", "a"} & {tag for tag, _ in parsed.tags}
     assert not any({"src", "href", "onerror"} & attrs.keys() for _, attrs in parsed.tags)
     assert not re.search(r"url\(|@import|@font-face", source)
-    assert parsed.text.count(NASTY) == 4
+    assert parsed.text.count(NASTY) == 5
     assert parsed.marked == NASTY
 
 

@@ -65,14 +65,17 @@ def test_with_all_a_turn_that_is_not_to_be_trained_is_not(
                       f"\n<|im_start|>user\nq{ask}y<|im_end|>"]  # fmt: skip
 
 
+EMPTY = ("empty_answer", "supervises_nothing")
+
+
 @pytest.mark.parametrize(
     ("turns", "changes", "notes"),
     [
         ([TWO[0], {**TWO[1], "train": False}], {}, ("supervises_nothing",)),
         ([*TWO[:3], {**TWO[3], "train": False}], {"supervise": "last"}, ("supervises_nothing",)),
         ([TWO[0], {**TWO[1], "train": False}], {"supervise": "all"}, ("supervises_nothing",)),
-        ([TWO[0], turn("assistant", " \n")], {}, ("empty_answer",)),
-        ([*TWO[:3], turn("assistant", "")], {"supervise": "last"}, ("empty_answer",)),
+        ([TWO[0], turn("assistant", " \n")], {}, EMPTY),
+        ([*TWO[:3], turn("assistant", "")], {"supervise": "last"}, EMPTY),
     ],
 )
 def test_a_row_with_nothing_to_train_is_left_out(

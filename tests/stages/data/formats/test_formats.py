@@ -101,6 +101,7 @@ GOOD = {
     ],
     "question_answer": [
         ({"question": "p", "answer": "a"}, CHAT),
+        ({"Question": "p", " ANSWER ": "a"}, CHAT),
         ({"question": "p", "answer": "a", "system": "s", "text": None}, WITH_SYSTEM),
     ],
     "text": [
@@ -141,8 +142,6 @@ BAD = [
      f'found the keys "a", "b", "c", "d", "e", "f", "g", "h", …, {KNOWN}; {COLUMNS}'),
     ("auto", {"message": []},
      f'found the keys "message", {KNOWN}; did you mean "messages"? Else {COLUMNS}'),
-    ("auto", {"Prompt": "p", "completion": "c"},
-     f'found the keys "Prompt", "completion", {KNOWN}; did you mean "prompt"? Else {COLUMNS}'),
     ("auto", {"question": "q", "answers": {}},
      f'found the keys "question", "answers", {KNOWN}; did you mean "answer"? Else {COLUMNS}'),
     ("messages", {"text": "x"}, 'found the keys "text", expected "messages"; '

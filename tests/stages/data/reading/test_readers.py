@@ -130,12 +130,14 @@ def test_tables_come_back_with_their_lines(
     place: Path, names: list[str], rows: list[list[str]], delimiter: str, size: int
 ) -> None:
     """Quotes, delimiters and line ends inside cells are kept; a row starts where its quote does."""
+    stripped = [name.strip() for name in names]
+    assume(len(set(stripped)) == len(names))
     table = io.StringIO()
     writer = csv.writer(table, delimiter=delimiter, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
     writer.writerow(names)
     expected = []
     for row in rows:
-        expected.append((table.getvalue().count("\n") + 1, dict(zip(names, row, strict=False))))
+        expected.append((table.getvalue().count("\n") + 1, dict(zip(stripped, row, strict=False))))
         writer.writerow(row[: len(names)])
     file = write(place / ("a.tsv" if delimiter == "\t" else "a.csv"), table.getvalue())
     assert records(read_delimited(file, "utf-8", size)) == expected

@@ -230,8 +230,11 @@ def test_a_truncated_gzip_keeps_what_was_read_before(name: str) -> None:
     packed = gzip.compress(text.encode())
     *before, ended = rows(name, packed[: len(packed) // 2])
     assert ended == (0, f"{name}: the gzip file ends too early; fetch or compress it again")
+    if name == "cut.txt.gz":
+        assert text.startswith("".join(value["text"] for _, value in before))
+        return
     assert [int(value["a"]) for _, value in before] == list(range(len(before)))
-    assert name == "cut.txt.gz" or 5_000 < len(before) < 20_000
+    assert 5_000 < len(before) < 20_000
 
 
 def test_damage_inside_a_gzip_is_named() -> None:
@@ -259,7 +262,7 @@ def test_a_line_of_10_mb_is_read_in_a_chunk_of_its_own() -> None:
     assert (one.values, two.numbers) == ((content.encode(),), (2,))
     assert rows("long.json", f'[{content},\n{{"a": 1}}]') == [(1, {"a": long}), (2, {"a": 1})]
     assert rows("long.csv", f"a,b\n{long},1\n2,3\n")[0] == (2, {"a": long, "b": "1"})
-    assert [len(value["text"]) for _, value in rows("long.txt", long)] == [1_000_000] * 10
+    assert [len(value["text"]) for _, value in rows("long.txt", long)] == [65_536] * 152 + [38_528]
 
 
 def test_a_line_beyond_64_mib_is_named_and_the_next_is_read() -> None:
