@@ -199,6 +199,9 @@ class Train:
     """Rows in one forward and backward pass."""
     grad_accumulation_steps: int
     """Passes whose gradients make one step; the effective batch is batch_size times this."""
+    gradient_checkpointing: bool
+    """Keep only each block's inputs for the backward pass and compute the rest again: less memory,
+    a third more time, the same gradients."""
     validations_per_epoch: int
     """Times per epoch that the validation loss is measured; the best adapter is kept."""
     log_every: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -26,6 +27,7 @@ from stages.training.batches import (
     training_steps,
     validation_batches,
 )
+from stages.training.checkpointing import gradient_checkpointing
 from stages.training.head import UNCUT
 from stages.training.loss import batch_arrays
 from stages.training.optimizers import learning_rate
@@ -95,24 +97,31 @@ def fit(
         progress.validated(before, best=False)
     validate_after = _validation_steps(per_epoch, total, train.validations_per_epoch)
     clock = perf_counter()
-    for step in training_steps(rows, train, seed, few_shapes=few_shapes()):
-        if report.stop_requested():
-            raise StopRequested
-        rate = learning_rate(optimizer, step.number, total)
-        keys = [dropout_keys(seed, step.epoch, batch.rows) if tuning.has_dropout else None
-                for batch in step.batches]  # fmt: skip
-        loss, norm = take_step(gradients, update, state, step, keys, rate)
-        progress.add(step, loss, norm, rate, perf_counter() - clock)
-        if before is None:
-            best = Best(state.parameters, progress.steps)
-        elif progress.steps in validate_after:
-            found = validation_loss(losses, state.parameters, valid, train.batch_size, report)
-            _keep_best(best, state.parameters, found, progress)
-        clock = perf_counter()
+    with _checkpointing(tuning, train):
+        for step in training_steps(rows, train, seed, few_shapes=few_shapes()):
+            if report.stop_requested():
+                raise StopRequested
+            rate = learning_rate(optimizer, step.number, total)
+            keys = [dropout_keys(seed, step.epoch, batch.rows) if tuning.has_dropout else None
+                    for batch in step.batches]  # fmt: skip
+            loss, norm = take_step(gradients, update, state, step, keys, rate)
+            progress.add(step, loss, norm, rate, perf_counter() - clock)
+            if before is None:
+                best = Best(state.parameters, progress.steps)
+            elif progress.steps in validate_after:
+                found = validation_loss(losses, state.parameters, valid, train.batch_size, report)
+                _keep_best(best, state.parameters, found, progress)
+            clock = perf_counter()
     metrics = progress.totals() | {"train.best_step": best.step}
     if before is not None:
         metrics |= {"valid.loss": best.loss, "valid.loss_before": before}
     return tuning.split(best.parameters)[0], metrics
+
+
+def _checkpointing(tuning: Tuning, train: Train) -> AbstractContextManager[None]:
+    if not train.gradient_checkpointing:
+        return nullcontext()
+    return gradient_checkpointing(tuning, tuning.parameters())
 
 
 def take_step(

@@ -64,7 +64,12 @@ def run(
         max_grad_norm=1.0, betas=(0.9, 0.999), weight_decay=0.0,
     )  # fmt: skip
     settings = Train(
-        epochs=2, batch_size=2, grad_accumulation_steps=2, validations_per_epoch=2, log_every=5
+        epochs=2,
+        batch_size=2,
+        grad_accumulation_steps=2,
+        gradient_checkpointing=False,
+        validations_per_epoch=2,
+        log_every=5,
     )
     return train(Lora(**(lora | changes)), optimizer, settings, seed, model=model,
                  prepared=prepared, report=Silent(), out=out)  # fmt: skip

@@ -122,6 +122,24 @@ def test_without_validation_rows_the_last_adapter_is_kept(
     assert all(not mx.array_equal(value, results[1][name]) for name, value in results[0].items())
 
 
+def test_gradient_checkpointing_changes_only_the_memory(
+    tiny_llama: LLAMA, make_rows: ROWS, recorder: Any, adamw: ADAMW, settings: SETTINGS
+) -> None:
+    """The adapter is that of a run without it, and the model is as it was afterwards."""
+    rows, valid = make_rows(LENGTHS), make_rows([12], name="valid")
+    found, kinds = [], []
+    for checkpointing in (False, True):
+        tuning = fresh(tiny_llama())
+        train = settings(epochs=2, batch_size=2, gradient_checkpointing=checkpointing)
+        best, _ = fit(tuning, rows, valid, optimizer=adamw(), train=train, seed=0,
+                      report=recorder())  # fmt: skip
+        found.append(dict(tree_flatten(best)))
+        kinds.append([type(block) for block in tuning.model.layers])
+    for name, value in found[0].items():
+        np.testing.assert_allclose(np.array(found[1][name]), np.array(value), rtol=1e-5, atol=1e-6)
+    assert kinds[0] == kinds[1]
+
+
 def test_metrics_count_what_was_computed(
     tiny_llama: LLAMA, make_rows: ROWS, recorder: Any, adamw: ADAMW, settings: SETTINGS
 ) -> None:
