@@ -157,7 +157,34 @@ def data_identity(data: Data, commits: Mapping[str, str]) -> dict[str, Any]:
             found[key] = _digest(str(place), key)
     if data.convert is not None:
         found["function"] = data.convert.rpartition(":")[2]
+        imported = _imported(given_files(data)["data.convert"])
+        found |= {f"import {name}": _digest(str(p), "data.convert") for name, p in imported.items()}
     return found
+
+
+def _imported(script: Path) -> dict[str, Path]:
+    """Return the files of the working directory that a script imports, by their modules' names."""
+    found: dict[str, Path] = {}
+    waiting = list(_imports(script, script.stem))
+    while waiting:
+        name = waiting.pop()
+        if not name or name in found:
+            continue
+        base = Path(*name.split("."))
+        places = (base / "__init__.py", base.with_name(f"{base.name}.py"))
+        if (place := next(filter(Path.is_file, places), None)) is not None:
+            found[name] = place
+            waiting += _imports(place, name)
+        waiting.append(name.rpartition(".")[0])
+    return dict(sorted(found.items()))
+
+
+def _imports(script: Path, module: str) -> tuple[str, ...]:
+    try:
+        # Unlike our own, a user's module may change while this process runs.
+        return _read.__wrapped__(script, module)[1]
+    except (OSError, SyntaxError, ValueError):  # loading it says what is wrong
+        return ()
 
 
 def _digest(path: str, key: str) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline import environment, hub, keys, requests, summary
-from pipeline.errors import Interrupted, PipelineError
+from pipeline import environment, fingerprint, hub, keys, requests, summary
+from pipeline.errors import Interrupted, PipelineError, Refused
 from pipeline.keys import Plan, Planned
 from pipeline.latest import update_latest
 from pipeline.manifest import Entry
@@ -98,6 +98,7 @@ class Run:
         try:
             done = self._work(planned, staging)
             self.check_stop()
+            self._check_unchanged(planned)
         except PipelineError:
             self.store.discard(staging)
             raise
@@ -112,6 +113,15 @@ class Run:
             seconds=time.monotonic() - started,
             peak_memory_bytes=done["peak_memory_bytes"],
         )
+
+    def _check_unchanged(self, planned: Planned) -> None:
+        """Refuse rows of files that changed meanwhile: they are not those of the key."""
+        if "data" not in planned.step.settings or planned.ingredients is None:
+            return
+        now = fingerprint.data_identity(self.config.data, self.plan.data_commits)
+        if now != planned.ingredients["inputs"]:
+            found = "its files, or those it is read by, changed while they were read"
+            raise Refused("data.path", found, "run it again once they are complete")
 
     def _serve(self, planned: Planned) -> None:
         self.serving = True

@@ -48,7 +48,8 @@ class Data:
     or `{text: body}`; needs format auto."""
     convert: str | None = None
     """A function of yours, `file.py:function`, that is given each decoded row as it was read and
-    its name (`train.json:12`), and returns a row of one of the formats, a list of them, or None."""
+    its name (`train.json:12`), and returns a row of one of the formats, a list of them, or None.
+    A change of its file, or of one that it imports from the working directory, prepares anew."""
     chat_template: str | None = None
     """Jinja file that replaces the tokenizer's own chat template, in training and ever after."""
     supervise: Literal["assistant", "last", "all"]

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from stages.data.reading.sources import read
 from stages.data.scratch import Scratch
 from stages.data.selection.ledger import Ledger
 from stages.data_settings import Data
-from stages.errors import StopRequested
+from stages.errors import InputError, StopRequested
 from stages.inputs import SPLITS, DataFile
 
 SHOWN_FAULTS = 20
@@ -38,7 +38,7 @@ class Gathered:
     repairs: Counter[DataFile] = field(default_factory=Counter)
     """Bytes that were no UTF-8."""
     faults: list[Fault] = field(default_factory=list)
-    """The first of the records that cannot be used."""
+    """The first of the records that cannot be used, without their text."""
     fault_count: int = 0
     identity: dict[str, Any] = field(default_factory=dict)
     """What identifies the encoder."""
@@ -77,7 +77,13 @@ def gather(
 def _chunks(files: Sequence[DataFile], data: Data) -> Iterator[Chunk]:
     on_hub = commits(data)
     for file in files:
-        yield from read_hub(file, data) if file.source in on_hub else read(file, data.encoding)
+        try:
+            yield from read_hub(file, data) if file.source in on_hub else read(file, data.encoding)
+        except InputError as error:
+            if data.on_error == "skip":
+                raise
+            # Named with the faults of the other files, so that all can be mended at once.
+            yield Chunk(file, (0,), (error,))
 
 
 def _add(gathered: Gathered, made: Made, scratch: Scratch) -> None:
@@ -94,7 +100,9 @@ def _add(gathered: Gathered, made: Made, scratch: Scratch) -> None:
     if made.tally.repairs:
         gathered.repairs[made.file] += made.tally.repairs
     gathered.fault_count += len(made.faults)
-    gathered.faults += made.faults[: SHOWN_FAULTS - len(gathered.faults)]
+    shown = made.faults[: SHOWN_FAULTS - len(gathered.faults)]
+    # The record itself may have 64 MiB.
+    gathered.faults += [replace(fault, record="") for fault in shown]
     gathered.identity = made.identity
 
 

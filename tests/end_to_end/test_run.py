@@ -257,3 +257,21 @@ def test_generate_answers_from_a_base_that_was_not_made(finished, tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     assert "3 tokens" in done.stderr
+
+
+def test_rows_that_change_while_they_are_read_are_not_kept(tmp_path: Path) -> None:
+    """They are not those of the key: here a converter writes to the very file it is given."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    code = (
+        "def row(record, source):\n"
+        "    with open('rows.jsonl', 'a') as file:\n"
+        "        file.write(' ')\n"
+        "    return record\n"
+    )
+    (tmp_path / "more.py").write_text(code)
+    words = ("stages=[prepare]", "data=local", "data.path=rows.jsonl", "data.convert=more.py:row")
+    done = cli.run(tmp_path, *words)
+    assert done.returncode == 1
+    assert "changed while they were read" in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+    assert not list((tmp_path / "outputs" / "store").glob("prepare/*"))

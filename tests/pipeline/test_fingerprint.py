@@ -209,3 +209,24 @@ def test_rows_that_cannot_be_read_are_refused(config: Config, tmp_path: Path) ->
     (tmp_path / "train.jsonl").symlink_to(tmp_path / "gone")
     with pytest.raises(Refused, match=r"data\.path: cannot read .*train\.jsonl"):
         identity(config, path=str(tmp_path))
+
+
+def test_what_a_converter_imports_counts_too(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules of the working directory that it imports, directly or not; no others."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words").mkdir()
+    for name, code in {
+        "rows.py": "import json, labels\n", "labels.py": "from words import list_ as listed\n",
+        "words/__init__.py": "", "words/list_.py": "A = 1\n", "other.py": "",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(code)
+    before = identity(config, convert="rows.py:one")
+    assert [name for name in before if name.startswith("import ")] == [
+        "import labels", "import words", "import words.list_",
+    ]  # fmt: skip
+    (tmp_path / "words" / "list_.py").write_text("A = 2\n")
+    assert identity(config, convert="rows.py:one") != before
+    (tmp_path / "rows.py").write_text("import (\n")
+    assert "import labels" not in identity(config, convert="rows.py:one")

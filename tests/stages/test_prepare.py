@@ -404,7 +404,9 @@ def test_weights_decide_how_often_a_source_is_seen(
 def test_the_name_of_a_file_may_be_no_utf8(tmp_path: Path, model: BaseModel, diary: Any) -> None:
     """Its rows, and those set aside, are named as JSON escapes it."""
     source = tmp_path / "in" / "rows\udcff.jsonl"
-    write(source, "a", "b").open("a").write("{broken\n")
+    write(source, "a", "b")
+    with source.open("a") as file:
+        file.write("{broken\n")
     changes = {"on_error": "skip", "valid_fraction": 0.0, "test_fraction": 0.0}
     out = tmp_path / "out"
     result = prepare(data(source.parent, **changes), 0, model=model, report=diary(), out=out)
@@ -434,3 +436,18 @@ def test_the_counts_add_up(tmp_path: Path, model: BaseModel, diary: Any) -> None
     doctor = json.loads((out / "doctor.json").read_text())
     assert doctor["notes"] == {"dropped_overlong": 1, "empty_answer": 3, "supervises_nothing": 3}
     assert sum(split["found"]["rows"] for split in doctor["splits"].values()) == 25 - 1 - 3
+
+
+def test_faults_of_all_files_are_named_at_once(
+    tmp_path: Path, model: BaseModel, diary: Any
+) -> None:
+    """A file that cannot be read to its end hides neither earlier faults nor those of others."""
+    write(tmp_path / "a.jsonl", "a").write_text('{"text": 1}\n')
+    (tmp_path / "b.csv").write_bytes(b"text\ncaf\xe9\n")
+    (tmp_path / "c.jsonl").write_text("")
+    (tmp_path / "d.jsonl").write_text("{\n")
+    report = diary()
+    with pytest.raises(InputError, match="first of 4"):
+        prepare(data(tmp_path), 0, model=model, report=report, out=tmp_path / "out")
+    named = "\n".join(report.lines)
+    assert all(f"{name}:" in named for name in ("a.jsonl", "b.csv", "c.jsonl", "d.jsonl"))

@@ -43,7 +43,7 @@ class Fault:
     source: str
     """The record's name, the same wherever the folder lies."""
     record: str
-    """What was read, for the quarantine file; shortened where it is long."""
+    """What was read, for the quarantine file; empty where it could not be."""
 
     @classmethod
     def of(cls, error: InputError, source: str, record: str) -> Fault:
