@@ -74,7 +74,7 @@ TABLE: tuple[Step, ...] = (
         keyword="adapter",
         libraries=_MLX_LIBRARIES,
         tensors=True,
-        unkeyed=frozenset({"lora.stage", "train.log_every"}),
+        unkeyed=frozenset({"lora.stage", "train.log_every", "train.callbacks", "train.trackio"}),
     ),
     Step(
         name="merge",

@@ -1,8 +1,7 @@
 """The dataclass of every configuration group that a stage takes.
 
 Settings are flat: text, numbers, booleans, None, or tuples and mappings of these. A field that an
-option does not use is None there, and setting it is refused. Ranges are checked here, so a wrong
-value never reaches a stage. The string under a field is its documentation.
+option does not use is None there. Ranges are checked here; the string under a field documents it.
 """
 
 from __future__ import annotations
@@ -200,16 +199,24 @@ class Train:
     grad_accumulation_steps: int
     """Passes whose gradients make one step; the effective batch is batch_size times this."""
     gradient_checkpointing: bool
-    """Keep only each block's inputs for the backward pass and compute the rest again: less memory,
-    a third more time, the same gradients."""
+    """Keep only each block's inputs and compute the rest again: less memory, a third more time."""
     validations_per_epoch: int
     """Times per epoch that the validation loss is measured; the best adapter is kept."""
     log_every: int
     """Steps between two log lines; changes nothing that is trained."""
+    callbacks: tuple[str, ...]
+    """Functions of yours, `file.py:function`, told each event; they can change and fail nothing."""
+    trackio: str | None = None
+    """Trackio project that the metrics go to as well; null takes none."""
 
     def __post_init__(self) -> None:
         require_counts(self, "train", "epochs", "steps", "batch_size", "grad_accumulation_steps",
                       "validations_per_epoch", "log_every")  # fmt: skip
+        for callback in self.callbacks:
+            name, _, function = callback.rpartition(":")
+            written = bool(name) and function.isidentifier()
+            require(written, "train.callbacks", callback, "module:function or file.py:function")
+        require(self.trackio != "", "train.trackio", self.trackio, "a project, or null for none")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -285,10 +292,9 @@ GROUPS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "serve": Serve,
 }
-"""Every group that a stage takes, by the name it has in the configuration."""
+"""Every group that a stage takes, by its name."""
 
 
 def from_values(group: str, values: Mapping[str, Any]) -> Any:
     """Build the settings of `group` from plain values, as they arrive over JSON (lists: tuples)."""
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return GROUPS[group](**plain)
+    return GROUPS[group](**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,6 +19,9 @@ from stages.models.loading import load_model, read_model
 from stages.models.saving import is_quantized
 from stages.models.validate import read_json
 from stages.settings import Lora, Optimizer, Train
+from stages.training.batches import count_steps
+from stages.training.callbacks import Watched, watching
+from stages.training.curve import save_curve
 from stages.training.loop import fit
 from stages.training.peak import peak_learning_rate
 
@@ -40,8 +43,25 @@ def train(
     prepare is copied beside them, and its digest recorded. The same arguments on the same kind
     of machine give the same bytes. Raises SettingError for targets that the model does not have
     and for all weights of a quantized model, InputError without a token to train on, StageError
-    at a loss that is not finite, StopRequested when asked to stop.
+    at a loss that is not finite, StopRequested when asked to stop. `loss.png` shows the course.
     """
+    with watching(report, train.callbacks, train.trackio) as watched:
+        return _train(
+            lora, optimizer, train, seed, model=model, prepared=prepared, report=watched, out=out
+        )
+
+
+def _train(
+    lora: Lora,
+    optimizer: Optimizer,
+    train: Train,
+    seed: int,
+    *,
+    model: BaseModel,
+    prepared: Prepared,
+    report: Watched,
+    out: Path,
+) -> Adapter:
     rows = open_rows(prepared.directory, "train")
     valid = open_rows(prepared.directory, "valid")
     template = given_template(prepared.directory)
@@ -55,6 +75,12 @@ def train(
                f"{len(rows):,} rows, {len(valid):,} to validate, "
                f"learning rate up to {peak:.2e}")  # fmt: skip
     optimizer = replace(optimizer, learning_rate=peak)
+    per_epoch, total = count_steps(rows, train)
+    facts = {"total_steps": total, "epochs": -(-total // per_epoch), "rows": len(rows),
+             "valid_rows": len(valid), "trainable_parameters": trainable, "seed": seed}  # fmt: skip
+    for name, group in (("lora", lora), ("optimizer", optimizer), ("train", train)):
+        facts |= {f"{name}.{key}": value for key, value in asdict(group).items()}
+    report.start(facts)
     best, metrics = fit(
         tuning, rows, valid, optimizer=optimizer, train=train, seed=seed, report=report,
         b_learning_rate_ratio=lora.b_learning_rate_ratio,
@@ -66,6 +92,8 @@ def train(
         extra = {"type": lora.type, "alpha": lora.alpha}
         save_adapter(out, best, tuning.shapes[0], tuning.targets, extra, template)
     metrics |= {"train.trainable_parameters": trainable, "train.peak_learning_rate": peak}
+    save_curve(out, report.curve, report)
+    report.outcome = metrics
     return Adapter(directory=out, metrics=metrics)
 
 

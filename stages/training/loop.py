@@ -88,7 +88,7 @@ def fit(
     states = initial_states(tuning, [optimizer], b_learning_rate_ratio)
     state = State(tuning.parameters(), states)
     per_epoch, total = count_steps(rows, train)
-    progress = Progress(report, total, train.log_every)
+    progress = Progress(report, total, train.log_every, epochs=-(-total // per_epoch))
     best = Best(state.parameters)
     before = validation_loss(losses, state.parameters, valid, train.batch_size, report)
     if before is None:

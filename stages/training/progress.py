@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from stages.artifacts import Reporter
 from stages.training.batches import Step
+
+_KEPT = 0.9
+"""Share of the weight of all earlier steps that stays, at each step, in the loss shown."""
+
+
+def _alone() -> int:
+    return 0
 
 
 @dataclass(slots=True)
@@ -17,6 +27,10 @@ class Progress:
     report: Reporter
     total_steps: int
     log_every: int
+    epochs: int = 0
+    """Epochs that the run begins; not shown where 0."""
+    others_memory_bytes: Callable[[], int] = _alone
+    """The most memory that the other processes of this run have held."""
     steps: int = 0
     input_tokens: int = 0
     padded_tokens: int = 0
@@ -28,6 +42,9 @@ class Progress:
     epoch_tokens: int = 0
     epoch: int = 0
     valid_loss: float | None = None
+    recent_loss_sum: float = 0.0
+    """Over `recent_tokens`: those of all steps, the older ones with ever less weight."""
+    recent_tokens: float = 0.0
 
     def add(self, step: Step, loss_sum: float, norm: float, rate: float, seconds: float) -> None:
         """Count one step and tell it."""
@@ -41,28 +58,38 @@ class Progress:
         self.supervised_tokens += tokens
         self.epoch_tokens += tokens
         self.loss_sum += loss_sum
+        self.recent_loss_sum = _KEPT * self.recent_loss_sum + loss_sum
+        self.recent_tokens = _KEPT * self.recent_tokens + tokens
         self.seconds += seconds
-        loss = loss_sum / max(tokens, 1)
         values = {
-            "train.loss": loss,
+            "train.epoch": float(step.epoch + 1),
+            "train.loss": loss_sum / max(tokens, 1),
+            "train.step_tokens": float(tokens),
             "train.learning_rate": rate,
             "train.grad_norm": norm,
             "train.tokens_per_second": inputs / seconds,
         }
         self.report.metrics(self.steps, values)
-        fields = {"loss": loss, "tokens_per_second": self.tokens_per_second}
-        if self.valid_loss is not None:
-            fields["valid_loss"] = self.valid_loss
-        fields["memory_bytes"] = mx.get_peak_memory()
-        self.report.progress(self.steps, self.total_steps, fields)
+        self._show()
         if self.steps % self.log_every == 0:
-            self._log(f"loss {loss:8.4f}  lr {rate:.2e}  {self.tokens_per_second:9,.0f} tokens/s")
+            # Of one step alone it would depend most on how hard its few rows are.
+            self._log(f"loss {self.recent_loss:8.4f}  lr {rate:.2e}  "
+                      f"{self.tokens_per_second:9,.0f} tokens/s")  # fmt: skip
+
+    def validating(self, share: float) -> None:
+        """Show how much of the validation rows is done, 0 to 1."""
+        self._show({"validating": share})
 
     def validated(self, loss: float, best: bool) -> None:
         """Tell a validation loss and whether it is the lowest of this run."""
         self.valid_loss = loss
         self.report.metrics(self.steps, {"valid.loss": loss})
         self._log(f"valid loss {loss:8.4f}" + ("  best" if best else ""))
+
+    @property
+    def recent_loss(self) -> float:
+        """Return the mean loss of the supervised tokens, those of about the last ten steps."""
+        return self.recent_loss_sum / max(self.recent_tokens, 1)
 
     @property
     def tokens_per_second(self) -> float:
@@ -79,6 +106,24 @@ class Progress:
             "train.steps": self.steps,
         }
 
+    def _show(self, more: dict[str, float] | None = None) -> None:
+        fields: dict[str, float] = {}
+        if self.epochs:
+            fields |= {"epoch": self.epoch + 1, "epochs": self.epochs}
+        if self.steps:
+            fields |= {"loss": self.recent_loss, "tokens_per_second": self.tokens_per_second}
+        if self.valid_loss is not None:
+            fields["valid_loss"] = self.valid_loss
+        fields["memory_bytes"] = peak_memory_bytes() + self.others_memory_bytes()
+        self.report.progress(self.steps, self.total_steps, fields | (more or {}))
+
     def _log(self, message: str) -> None:
         width = len(str(self.total_steps))
         self.report.log(f"step {self.steps:>{width}}/{self.total_steps}  {message}")
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory this process has held: resident, or MLX's own count on a GPU."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    resident *= 1 if sys.platform == "darwin" else 1024
+    return max(resident, mx.get_peak_memory())

@@ -80,7 +80,7 @@ def settings() -> Callable[..., Train]:
     def make(**changes: object) -> Train:
         values = {
             "epochs": 1, "batch_size": 4, "grad_accumulation_steps": 1, "log_every": 1,
-            "gradient_checkpointing": False, "validations_per_epoch": 1,
+            "gradient_checkpointing": False, "callbacks": (), "validations_per_epoch": 1,
         }  # fmt: skip
         return Train(**(values | changes))
 

@@ -171,7 +171,7 @@ def test_every_step_is_reported_and_every_third_logged(
         train=settings(batch_size=1, log_every=3), seed=0, report=report)  # fmt: skip
     assert [step for step, values in report.rows if "train.loss" in values] == list(range(1, 12))
     assert [(done, total) for done, total, _ in report.moves] == [(n, 11) for n in range(1, 12)]
-    names = {"loss", "valid_loss", "tokens_per_second", "memory_bytes"}
+    names = {"epoch", "epochs", "loss", "valid_loss", "tokens_per_second", "memory_bytes"}
     assert all(set(fields) == names for _, _, fields in report.moves)
     logged = [line.split("/")[0] for line in report.lines if "tokens/s" in line]
     assert logged == ["step  3", "step  6", "step  9"]
