@@ -73,7 +73,8 @@ def logits(model: nn.Module, cut: Cut, hidden: mx.array) -> mx.array:
     """Return what the model's head makes of hidden states: (N, H) to (N, V)."""
     blocks = _Blocks(module_at(model, cut.path), hidden[None])
     made: mx.array = _without(model, cut.path, blocks)(mx.zeros((1, hidden.shape[0]), mx.int32))
-    return made[0]
+    # Not made[0]: the gradient of an index is a scatter over all logits.
+    return mx.squeeze(made, 0)
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:

@@ -28,6 +28,7 @@ from stages.training.batches import (
     validation_batches,
 )
 from stages.training.checkpointing import gradient_checkpointing
+from stages.training.cpu_functions import cpu_functions
 from stages.training.head import UNCUT
 from stages.training.loss import batch_arrays
 from stages.training.optimizers import learning_rate
@@ -97,7 +98,7 @@ def fit(
         progress.validated(before, best=False)
     validate_after = _validation_steps(per_epoch, total, train.validations_per_epoch)
     clock = perf_counter()
-    with _checkpointing(tuning, train):
+    with cpu_functions(tuning.model), _checkpointing(tuning, train):
         for step in training_steps(rows, train, seed, few_shapes=few_shapes()):
             if report.stop_requested():
                 raise StopRequested

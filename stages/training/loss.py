@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import mlx.core as mx
@@ -20,8 +21,43 @@ where the products are thinner, 2.45 for all logits at once."""
 BatchArrays = tuple[mx.array, mx.array, mx.array, mx.array]
 """inputs (B, T), positions (N,), targets (N,) and owners (N,), int32: the arrays of a Batch."""
 
-_Head = Callable[..., mx.array]
-"""Makes logits (n, V) of hidden states (n, H) and of the head's trained weights."""
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Makes logits (n, V) of hidden states (n, H) and of the head's trained weights."""
+
+    model: nn.Module
+    cut: Cut
+    places: tuple[tuple[nn.Module, str], ...] = ()
+    """Where the trained weights lie: modules and names."""
+    names: tuple[tuple[str, str], ...] = ()
+    """The same as paths and names."""
+
+    def __call__(self, hidden: mx.array, *weights: mx.array) -> mx.array:
+        """Return the logits; what lies at the places is left as it was."""
+        kept = self.weights()
+        self._put(weights)
+        try:
+            return logits(self.model, self.cut, hidden)
+        finally:
+            self._put(kept)
+
+    def weights(self) -> list[mx.array]:
+        """Return the trained weights that the model has now."""
+        return [module[name] for module, name in self.places]
+
+    def _put(self, weights: Sequence[mx.array]) -> None:
+        for (module, name), weight in zip(self.places, weights, strict=True):
+            module[name] = weight
+
+
+def head_of(
+    model: nn.Module, cut: Cut, trained: Mapping[str, Collection[str]] | None = None
+) -> Head:
+    """Return the model's head; `trained` names trained weights by module path."""
+    names = tuple((path, name) for path, names in (trained or {}).items() if cut.in_head(path)
+                  for name in names)  # fmt: skip
+    return Head(model, cut, tuple((module_at(model, path), name) for path, name in names), names)
 
 
 def batch_arrays(batch: Batch) -> BatchArrays:
@@ -63,19 +99,8 @@ def _token_losses(
     trained: Mapping[str, Collection[str]] | None,
 ) -> mx.array:
     """Return the loss of each target (N,) by the hidden state (N, H) before it."""
-    places = [(module_at(model, path), name)
-              for path, names in (trained or {}).items() if cut.in_head(path)
-              for name in names]  # fmt: skip
-
-    def head(hidden: mx.array, *weights: mx.array) -> mx.array:
-        kept = [module[name] for module, name in places]
-        _put(places, weights)
-        try:
-            return logits(model, cut, hidden)
-        finally:
-            _put(places, kept)
-
-    weights = [module[name] for module, name in places]
+    head = head_of(model, cut, trained)
+    weights = head.weights()
     if trained is None:
         return _losses(head, hidden, targets)
     if weights:
@@ -84,7 +109,7 @@ def _token_losses(
 
 
 def _losses(
-    head: _Head, hidden: mx.array, targets: mx.array, weights: Sequence[mx.array] = ()
+    head: Head, hidden: mx.array, targets: mx.array, weights: Sequence[mx.array] = ()
 ) -> mx.array:
     losses: list[mx.array] = []
     for part in _chunks(head, hidden, weights):
@@ -94,7 +119,7 @@ def _losses(
     return mx.concatenate(losses)
 
 
-def _losses_with_gradients(head: _Head, hidden: mx.array, targets: mx.array) -> mx.array:
+def _losses_with_gradients(head: Head, hidden: mx.array, targets: mx.array) -> mx.array:
     """Compute losses and gradients together: both need the same exponentials.
 
     What stays until the backward pass is the gradient (N, H) of each token's own loss.
@@ -124,7 +149,7 @@ def _losses_with_gradients(head: _Head, hidden: mx.array, targets: mx.array) -> 
 
 
 def _losses_of_trained_head(
-    head: _Head, hidden: mx.array, targets: mx.array, weights: Sequence[mx.array]
+    head: Head, hidden: mx.array, targets: mx.array, weights: Sequence[mx.array]
 ) -> mx.array:
     """Compute the losses, and each chunk once more for the gradients of hidden states and head."""
 
@@ -153,7 +178,7 @@ def _losses_of_trained_head(
 
 
 def _chunk_gradients(
-    head: _Head, inputs: Sequence[mx.array], targets: mx.array, cotangent: mx.array
+    head: Head, inputs: Sequence[mx.array], targets: mx.array, cotangent: mx.array
 ) -> tuple[mx.array, list[mx.array]]:
     """Return the losses (n,) of hidden states and weights, and the gradients of each of these."""
     [losses], gradients = mx.vjp(
@@ -163,12 +188,8 @@ def _chunk_gradients(
 
 
 def _chunks(
-    head: _Head, hidden: mx.array, weights: Sequence[mx.array] = ()
+    head: Head, hidden: mx.array, weights: Sequence[mx.array] = ()
 ) -> Iterator[slice]:  # fmt: skip
     # Only the shape is asked of the logits: they are never evaluated.
     return even_parts(hidden.shape[0], head(hidden[:1], *weights).shape[-1], CHUNK_ELEMENTS)
 
-
-def _put(places: Sequence[tuple[nn.Module, str]], weights: Sequence[mx.array]) -> None:
-    for (module, name), weight in zip(places, weights, strict=True):
-        module[name] = weight

@@ -11,6 +11,7 @@ from mlx.utils import tree_map
 from stages.lora.bank import Bank, Parameters
 from stages.lora.full import Tuning
 from stages.settings import Optimizer
+from stages.training.cpu_gradients import cpu_gradients, cpu_losses
 from stages.training.head import UNCUT, Cut, find_cut
 from stages.training.loss import BatchArrays, row_losses
 from stages.training.optimizers import clip, make_optimizer
@@ -63,12 +64,16 @@ def compile_gradients(tuning: Tuning, cut: Cut) -> Gradients:
     It gives the summed loss of each row (B,) and the gradients of their sum.
     """
 
+    if mx.default_device() == mx.cpu and cut != UNCUT:
+        return lambda parameters, batch, row_keys: cpu_gradients(
+            tuning, cut, parameters, batch, _token_keys(row_keys, batch)
+        )
+
     def loss_sum(
         parameters: Parameters, batch: BatchArrays, row_keys: mx.array | None
     ) -> tuple[mx.array, mx.array]:
-        token_keys = None if row_keys is None else _token_keys(row_keys, batch[0].shape[1])
         tuning.model.train()
-        with tuning.using(parameters, dropout_keys=token_keys):
+        with tuning.using(parameters, dropout_keys=_token_keys(row_keys, batch)):
             losses = row_losses(tuning.model, cut, batch, parameters)
         return losses.sum(), losses
 
@@ -83,6 +88,8 @@ def compile_gradients(tuning: Tuning, cut: Cut) -> Gradients:
 
 def compile_losses(tuning: Tuning, cut: Cut) -> RowLosses:
     """Return a function of (parameters, batch) that gives the summed loss of each row."""
+    if mx.default_device() == mx.cpu and cut != UNCUT:
+        return lambda parameters, batch: cpu_losses(tuning, cut, parameters, batch)
 
     def losses(parameters: Parameters, batch: BatchArrays) -> mx.array:
         tuning.model.eval()
@@ -137,8 +144,11 @@ def initial_states(
     return states
 
 
-def _token_keys(row_keys: mx.array, width: int) -> mx.array:
-    """Give each token of a row its own key: (B, T, 2)."""
-    position = mx.arange(width, dtype=mx.uint32)
+def _token_keys(row_keys: mx.array | None, batch: BatchArrays) -> mx.array | None:
+    """Give each token of a row its own key: (B, T, 2); None: nothing is dropped."""
+    if row_keys is None:
+        return None
+    position = mx.arange(batch[0].shape[1], dtype=mx.uint32)
     offsets = mx.stack([mx.zeros_like(position), position], axis=1)
-    return row_keys[:, None, :] + offsets
+    keys: mx.array = row_keys[:, None, :] + offsets
+    return keys
