@@ -195,9 +195,9 @@ class Train:
     steps: int | None = None
     """Optimizer steps to stop after, whatever the epochs; null goes by epochs."""
     batch_size: int
-    """Rows in one forward and backward pass."""
+    """Rows, at most, in one forward and backward pass; those of other lengths have their own."""
     grad_accumulation_steps: int
-    """Passes whose gradients make one step; the effective batch is batch_size times this."""
+    """Batches whose gradients make one step; the effective batch is batch_size times this."""
     gradient_checkpointing: bool
     """Keep only each block's inputs and compute the rest again: less memory, a third more time."""
     validations_per_epoch: int

@@ -243,7 +243,7 @@ def test_gradient_that_is_not_finite_is_never_applied(
     """With finite losses and an infinite gradient the state stays as it was."""
     parameters = fresh(tiny_llama()).parameters()
     state = State(parameters, [])
-    (step, *_) = training_steps(make_rows([9, 12]), settings(), 0)
+    (step, *_) = training_steps(make_rows([9, 9]), settings(), 0)
     broken = tree_map(lambda value: mx.full(value.shape, math.inf), parameters)
     with pytest.raises(StageError, match=r"train step 1: gradient norm is inf in rows [01], [01]"):
         take_step(
