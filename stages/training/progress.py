@@ -88,8 +88,8 @@ class Progress:
 
     def stopped_early(self, best_step: int, validations: int) -> None:
         """Tell that training ends here, `validations` after the one of the best step."""
-        times = "validation" if validations == 1 else f"{validations} validations"
-        self._log(f"stopped early: no lower validation loss in {times} since step {best_step}")
+        self._log(f"stopped early: no lower validation loss since step {best_step} "
+                  f"(train.patience={validations})")  # fmt: skip
 
     @property
     def recent_loss(self) -> float:
