@@ -195,13 +195,15 @@ class Train:
     steps: int | None = None
     """Optimizer steps to stop after, whatever the epochs; null goes by epochs."""
     batch_size: int
-    """Rows in one forward and backward pass."""
+    """Rows, at most, in one forward and backward pass; those of other lengths have their own."""
     grad_accumulation_steps: int
-    """Passes whose gradients make one step; the effective batch is batch_size times this."""
+    """Batches whose gradients make one step; the effective batch is batch_size times this."""
     gradient_checkpointing: bool
     """Keep only each block's inputs and compute the rest again: less memory, a third more time."""
     validations_per_epoch: int
     """Times per epoch that the validation loss is measured; the best adapter is kept."""
+    patience: int | None = None
+    """Validations in a row without a lower loss that end training early; null never does."""
     log_every: int
     """Steps between two log lines; changes nothing that is trained."""
     callbacks: tuple[str, ...]
@@ -211,7 +213,7 @@ class Train:
 
     def __post_init__(self) -> None:
         require_counts(self, "train", "epochs", "steps", "batch_size", "grad_accumulation_steps",
-                      "validations_per_epoch", "log_every")  # fmt: skip
+                      "validations_per_epoch", "patience", "log_every")  # fmt: skip
         for callback in self.callbacks:
             name, _, function = callback.rpartition(":")
             written = bool(name) and function.isidentifier()

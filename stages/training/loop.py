@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stages.artifacts import Reporter
 from stages.data.rows import Rows
-from stages.errors import StageError, StopRequested
+from stages.errors import SettingError, StageError, StopRequested
 from stages.lora.bank import Parameters
 from stages.lora.full import Tuning
 from stages.settings import Optimizer, Train
@@ -61,6 +61,8 @@ class Best:
     parameters: Parameters
     step: int = 0
     loss: float = math.inf
+    misses: int = 0
+    """Validations since the one with the lowest loss."""
 
 
 def fit(
@@ -93,6 +95,7 @@ def fit(
     best = Best(state.parameters)
     before = validation_loss(losses, state.parameters, valid, train.batch_size, report)
     if before is None:
+        _refuse_patience(train)
         report.log("no validation rows: the last adapter is kept")
     else:
         progress.validated(before, best=False)
@@ -112,11 +115,23 @@ def fit(
             elif progress.steps in validate_after:
                 found = validation_loss(losses, state.parameters, valid, train.batch_size, report)
                 _keep_best(best, state.parameters, found, progress)
+                if best.misses == train.patience and progress.steps < total:
+                    progress.stopped_early(best.step, best.misses)
+                    break
             clock = perf_counter()
     metrics = progress.totals() | {"train.best_step": best.step}
+    if train.patience is not None:
+        metrics["train.stopped_early"] = float(progress.steps < total)
     if before is not None:
         metrics |= {"valid.loss": best.loss, "valid.loss_before": before}
     return tuning.split(best.parameters)[0], metrics
+
+
+def _refuse_patience(train: Train) -> None:
+    if train.patience is not None:
+        found = f"found {train.patience}, but there are no validation rows"
+        mend = "leave it out, or hold some out: data.valid_fraction"
+        raise SettingError("train.patience", found, mend)
 
 
 def _checkpointing(tuning: Tuning, train: Train) -> AbstractContextManager[None]:
@@ -178,8 +193,10 @@ def _keep_best(best: Best, parameters: Parameters, loss: float | None, progress:
     if loss is None:
         return
     better = loss < best.loss
+    best.misses += 1
     if better:
         best.parameters, best.step, best.loss = parameters, progress.steps, loss
+        best.misses = 0
     progress.validated(loss, better)
 
 

@@ -86,6 +86,11 @@ class Progress:
         self.report.metrics(self.steps, {"valid.loss": loss})
         self._log(f"valid loss {loss:8.4f}" + ("  best" if best else ""))
 
+    def stopped_early(self, best_step: int, validations: int) -> None:
+        """Tell that training ends here, `validations` after the one of the best step."""
+        self._log(f"stopped early: no lower validation loss since step {best_step} "
+                  f"(train.patience={validations})")  # fmt: skip
+
     @property
     def recent_loss(self) -> float:
         """Return the mean loss of the supervised tokens, those of about the last ten steps."""

@@ -38,16 +38,8 @@ def setup(directory: Path, data: Path) -> None:
     texts = {"wikisql": [row["text"] for row in lines(data / "wikisql" / "train.jsonl")],
              "snips": snips(data / "snips"),
              "long": [book["text"][50_000:60_000] for book in books[:40]]}  # fmt: skip
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=SHAPE["vocab_size"], special_tokens=["<|endoftext|>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
     corpus = [*(book["text"] for book in books), *texts["wikisql"], *texts["snips"]]
-    backend.train_from_iterator(corpus, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    tokenizer = new_tokenizer(corpus, SHAPE["vocab_size"])
     for name, shape in (("model", SHAPE), ("small", SMALL)):
         write_model(directory / name, shape)
         tokenizer.save_pretrained(directory / name)
@@ -60,18 +52,31 @@ def setup(directory: Path, data: Path) -> None:
     (directory / "done").touch()
 
 
+def new_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level tokenizer of `size` tokens on the texts."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+
+
 def lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSONL file."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as stream:
         yield from map(json.loads, stream)
 
 
-def snips(folder: Path) -> list[str]:
-    """Return the training rows of SNIPS as text: the command, its intent and its slots."""
+def snips(folder: Path, pattern: str = "train_*_full.json") -> list[str]:
+    """Return rows of SNIPS as text: the command, its intent and its slots."""
     texts = []
-    for path in sorted(folder.glob("train_*_full.json")):
+    for path in sorted(folder.glob(pattern)):
         content = path.read_bytes()
-        encoding = "latin-1" if "PlayMusic" in path.name else "utf-8"
+        encoding = "latin-1" if path.name == "train_PlayMusic_full.json" else "utf-8"
         for intent, found in json.loads(content.decode(encoding)).items():
             for row in found:
                 slots = {p["entity"]: p["text"] for p in row["data"] if "entity" in p}

@@ -50,6 +50,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("lora.dropout=1", "lora.dropout", "less than 1"),
     ("optimizer.learning_rate=0", "optimizer.learning_rate", "found 0, expected a number above 0"),
     ("optimizer.learning_rate=inf", "optimizer.learning_rate", "found inf, expected a number"),
+    ("train.patience=0", "train.patience", "found 0, expected at least 1"),
     ("seed=-1", "seed", "0 or more"),
     ("name=../x", "name", "letters, digits"),
     ("objective=test.loss", "objective", "validation rows"),

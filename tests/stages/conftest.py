@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models.llama import Model, ModelArgs
+from mlx_lm.models import llama, qwen3
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -101,21 +101,42 @@ def tiny_llama() -> Callable[..., Any]:
             "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64,
             "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False,
         }  # fmt: skip
-        model = Model(ModelArgs(model_type="llama", rms_norm_eps=1e-5, **(sizes | changes)))
-        rng = np.random.default_rng(7)
-        weights = [
-            (
-                name,
-                mx.array(rng.normal(1.0 if "norm" in name else 0.0, 0.2, value.shape), value.dtype),
-            )
-            for name, value in sorted(tree_flatten(model.parameters()))
-        ]
-        model.update(tree_unflatten(weights))
-        model.freeze()
-        mx.eval(model.parameters())
-        return model
+        arguments = llama.ModelArgs(model_type="llama", rms_norm_eps=1e-5, **(sizes | changes))
+        return _frozen(llama.Model(arguments))
 
     return make
+
+
+@pytest.fixture
+def tiny_qwen3() -> Callable[[], Any]:
+    """Return a maker of the same of Qwen3: norms of queries and keys, heads of a size of their own,
+    and a head that is the embedding."""
+
+    def make() -> Any:
+        return _frozen(qwen3.Model(qwen3.ModelArgs(
+            model_type="qwen3", hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            vocab_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
+            rms_norm_eps=1e-6, max_position_embeddings=512, rope_theta=1e6,
+            tie_word_embeddings=True,
+        )))  # fmt: skip
+
+    return make
+
+
+def _frozen(model: Any) -> Any:
+    """Give the model seeded random weights and freeze it."""
+    rng = np.random.default_rng(7)
+    weights = [
+        (
+            name,
+            mx.array(rng.normal(1.0 if "norm" in name else 0.0, 0.2, value.shape), value.dtype),
+        )
+        for name, value in sorted(tree_flatten(model.parameters()))
+    ]
+    model.update(tree_unflatten(weights))
+    model.freeze()
+    mx.eval(model.parameters())
+    return model
 
 
 def _byte_letters() -> dict[int, str]:

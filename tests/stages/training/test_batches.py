@@ -16,6 +16,7 @@ from stages.training.batches import (
     deal,
     dropout_keys,
     input_width,
+    passes,
     training_steps,
     validation_batches,
 )
@@ -25,10 +26,14 @@ SETTINGS = Callable[..., Train]
 LENGTHS = [int(n) for n in np.random.default_rng(0).integers(2, 400, 101)]
 
 
+def flat(steps: list[list[list[int]]]) -> list[list[int]]:
+    return [[row for part in step for row in part] for step in steps]
+
+
 @given(st.lists(st.integers(2, 700), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 5))
 def test_every_row_is_dealt_once(lengths: list[int], rows_per_step: int, epoch: int) -> None:
     """An epoch holds each row exactly once, the tail included, in steps of the asked size."""
-    steps = deal(lengths, rows_per_step, 3, epoch)
+    steps = flat(deal(lengths, rows_per_step, 3, epoch))
     assert sorted(row for step in steps for row in step) == list(range(len(lengths)))
     short = [len(step) for step in steps if len(step) != rows_per_step]
     assert short == ([len(lengths) % rows_per_step] if len(lengths) % rows_per_step else [])
@@ -45,7 +50,7 @@ def test_rows_of_similar_length_meet_others_in_every_epoch() -> None:
     """Steps are dealt anew: over 8 epochs of equal lengths a row has many different partners."""
     partners: set[int] = set()
     for epoch in range(8):
-        for step in deal([20] * 100, 4, 0, epoch):
+        for step in flat(deal([20] * 100, 4, 0, epoch)):
             if 0 in step:
                 partners |= set(step)
     assert len(partners) > 16
@@ -53,24 +58,74 @@ def test_rows_of_similar_length_meet_others_in_every_epoch() -> None:
 
 def test_steps_do_not_run_from_short_to_long() -> None:
     """Steps come in random order of length."""
-    widths = [LENGTHS[step[0]] for step in deal(LENGTHS, 4, 0, 0)]
+    widths = [LENGTHS[step[0]] for step in flat(deal(LENGTHS, 4, 0, 0))]
     assert widths not in (sorted(widths), sorted(widths, reverse=True))
 
 
 def test_last_step_is_of_any_length() -> None:
     """The rows that are left for a short last step are not always the longest."""
-    left = [LENGTHS[deal(LENGTHS, 4, 0, epoch)[-1][0]] for epoch in range(8)]
+    left = [LENGTHS[deal(LENGTHS, 4, 0, epoch)[-1][0][0]] for epoch in range(8)]
     assert min(left) < 150 < 250 < max(left)
 
 
-def test_a_step_has_neighbours_of_its_window() -> None:
-    """Of 1,000 rows by 4 the steps are dealt in two windows, each sorted by itself."""
+@pytest.mark.parametrize(("rows_per_step", "parts"), [(4, 2), (8, 4)])
+def test_a_part_has_neighbours_of_its_window(rows_per_step: int, parts: int) -> None:
+    """1,000 rows are dealt in windows of 25 steps or more, each sorted by itself."""
     lengths = np.random.default_rng(0).permutation(1000).tolist()
-    steps = deal(lengths, 4, 0, 0)
-    for window in (steps[:125], steps[125:]):
-        ranked = sorted(lengths[row] for step in window for row in step)
-        by_length = sorted(window, key=lambda step: lengths[step[0]])
-        assert [lengths[row] for step in by_length for row in step] == ranked
+    steps = deal(lengths, rows_per_step, 0, 0)
+    windows = len(steps) // 25
+    assert windows == 40 // rows_per_step
+    for window in np.array_split(np.arange(len(steps)), windows):
+        found = [part for step in window for part in steps[step]]
+        ranked = sorted(lengths[row] for part in found for row in part)
+        by_length = sorted(found, key=lambda part: lengths[part[0]])
+        assert [lengths[row] for part in by_length for row in part] == ranked
+        assert {len(part) for part in found} == {2}
+        assert {len(steps[step]) for step in window} == {parts}
+
+
+def test_a_step_has_rows_of_every_length() -> None:
+    """Each of its four parts lies in another quarter of the window, and meets others by chance."""
+    lengths = list(range(200))
+    steps = deal(lengths, 8, 0, 0)
+    assert len(steps) == 25
+    for step in steps:
+        assert [part[0] // 50 for part in step] == pytest.approx([0, 1, 2, 3], abs=1)
+    firsts, lasts = zip(*((step[0][0], step[3][0]) for step in steps), strict=True)
+    assert abs(np.corrcoef(firsts, lasts)[0, 1]) < 0.5
+
+
+def test_steps_have_about_the_same_tokens() -> None:
+    """Their sums vary no more than those of random rows, by a fifth of their mean at most."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(20, 100, 4000)
+    dealt = [sum(lengths[step]) for step in flat(deal(lengths.tolist(), 8, 0, 0))]
+    random = lengths[rng.permutation(4000)].reshape(-1, 8).sum(axis=1)
+    assert np.std(dealt) <= np.std(random) < 0.2 * np.mean(random)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=4),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_passes_are_the_rows_of_the_step(
+    parts: list[list[int]], batch_size: int, few_shapes: bool
+) -> None:
+    """In their order, at most `batch_size` together."""
+    lengths = list(range(10, 110))
+    found = passes(parts, lengths, batch_size, few_shapes)
+    assert [row for rows in found for row in rows] == [row for part in parts for row in part]
+    assert all(1 <= len(rows) <= batch_size for rows in found)
+
+
+def test_parts_of_one_length_are_computed_together() -> None:
+    """Joined where that pads next to nothing and a batch has room, else apart."""
+    lengths = [101, 101, 102, 102, 120, 120]
+    parts = [[0, 1], [2, 3], [4, 5]]
+    assert passes(parts, lengths, 8, False) == [[0, 1, 2, 3], [4, 5]]
+    assert passes(parts, lengths, 3, False) == parts
+    assert passes([[0, 1], [0, 1], [0, 1]], lengths, 4, False) == [[0, 1, 0, 1], [0, 1]]
 
 
 def test_micro_batches_share_the_same_steps(make_rows: ROWS, settings: SETTINGS) -> None:
@@ -177,8 +232,9 @@ def test_padding_is_at_most_3_percent(
     lengths = np.interp(places, np.arange(0, 101, 5), percentiles).astype(int).tolist()
     computed = 0
     for step in deal(lengths, batch_size, 0, 0):
-        width = input_width(max(lengths[row] for row in step), few_shapes)
-        computed += len(step) * width
+        for together in passes(step, lengths, batch_size, few_shapes):
+            width = input_width(max(lengths[row] for row in together), few_shapes)
+            computed += len(together) * width
     assert 1 - sum(length - 1 for length in lengths) / computed <= 0.03
 
 

@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from stages.data.rows import Rows
-from stages.errors import StageError, StopRequested
+from stages.errors import SettingError, StageError, StopRequested
 from stages.lora.bank import Bank, attach, initial
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
@@ -85,6 +85,58 @@ def test_best_adapter_is_the_one_with_the_lowest_validation_loss(
     )
     assert found == pytest.approx(metrics["valid.loss"], rel=1e-6)
     assert sum(line.endswith("best") for line in report.lines) >= 1
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_patience_ends_training_where_the_losses_say(
+    tiny_llama: LLAMA, make_rows: ROWS, recorder: Any, adamw: ADAMW, settings: SETTINGS,
+    patience: int,
+) -> None:  # fmt: skip
+    """It ends after the first so many validations above the lowest; until then every loss and
+    learning rate is bit by bit that of the run without patience, which goes on to the end."""
+    rows, valid = make_rows(LENGTHS), make_rows([12, 30, 44], seed=1, name="valid")
+    results = []
+    for given in (None, patience):
+        report = recorder()
+        train = settings(epochs=8, validations_per_epoch=3, patience=given)
+        best, metrics = fit(fresh(tiny_llama()), rows, valid, optimizer=adamw(learning_rate=5e-2),
+                            train=train, seed=0, report=report)  # fmt: skip
+        results.append((best, metrics, report))
+    (_, whole, long), (best, metrics, short) = results
+    losses = long.values("valid.loss")[1:]
+    since = [n - losses.index(min(losses[: n + 1])) for n in range(len(losses))]
+    end = since.index(patience) + 1
+    assert end < len(losses) == 24
+    assert short.values("valid.loss")[1:] == losses[:end]
+    assert (metrics["train.steps"], metrics["train.stopped_early"]) == (end, 1)
+    for name in ("train.loss", "train.grad_norm", "train.learning_rate"):
+        assert short.values(name) == long.values(name)[:end]
+    assert metrics["valid.loss"] == min(losses[:end])
+    assert metrics["train.best_step"] == end - patience
+    assert sum("stopped early" in line for line in short.lines) == 1
+    assert "train.stopped_early" not in whole
+
+
+def test_patience_that_lasts_to_the_end_stops_nothing(
+    tiny_llama: LLAMA, make_rows: ROWS, recorder: Any, adamw: ADAMW, settings: SETTINGS
+) -> None:
+    """A run whose last validation uses the patience up was not stopped early."""
+    report = recorder()
+    train = settings(epochs=1, validations_per_epoch=3, patience=2)
+    rows, valid = make_rows(LENGTHS), make_rows([12], name="valid")
+    _, metrics = fit(fresh(tiny_llama()), rows, valid, optimizer=adamw(learning_rate=1e-12),
+                     train=train, seed=0, report=report)  # fmt: skip
+    assert (metrics["train.steps"], metrics["train.stopped_early"]) == (3, 0)
+    assert not any("stopped early" in line for line in report.lines)
+
+
+def test_patience_without_validation_rows_is_refused(
+    tiny_llama: LLAMA, make_rows: ROWS, recorder: Any, adamw: ADAMW, settings: SETTINGS
+) -> None:
+    """Nothing would ever end such a run early; the message names the key and the mend."""
+    with pytest.raises(SettingError, match=r"train\.patience: found 3, .*data\.valid_fraction"):
+        fit(fresh(tiny_llama()), make_rows(LENGTHS), make_rows([], name="valid"),
+            optimizer=adamw(), train=settings(patience=3), seed=0, report=recorder())  # fmt: skip
 
 
 def test_validation_before_training_is_that_of_the_base(
@@ -243,7 +295,7 @@ def test_gradient_that_is_not_finite_is_never_applied(
     """With finite losses and an infinite gradient the state stays as it was."""
     parameters = fresh(tiny_llama()).parameters()
     state = State(parameters, [])
-    (step, *_) = training_steps(make_rows([9, 12]), settings(), 0)
+    (step, *_) = training_steps(make_rows([9, 9]), settings(), 0)
     broken = tree_map(lambda value: mx.full(value.shape, math.inf), parameters)
     with pytest.raises(StageError, match=r"train step 1: gradient norm is inf in rows [01], [01]"):
         take_step(

@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from mlx.utils import tree_flatten
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.data.rows import Rows
 from stages.lora.bank import Bank, Parameters, attach, initial, shape_of
@@ -24,7 +24,7 @@ from stages.training.step import tuned_cut
 
 # Threads of two libraries that wait for each other by spinning make this test 10 times slower.
 torch.set_num_threads(1)
-LLAMA = Callable[..., Any]
+MAKER = Callable[[], Any]
 # PEFT asks transformers by the old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -36,16 +36,14 @@ def lora(kind: Any) -> Lora:
 
 def peft_twin(model: Any, adapter: Parameters, settings: Lora) -> torch.nn.Module:
     """Build the model again in torch, in float64, with PEFT's own adapter set to `adapter`."""
-    sizes = model.args
-    twin = LlamaForCausalLM(LlamaConfig(
-        hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size,
-        num_hidden_layers=sizes.num_hidden_layers, vocab_size=sizes.vocab_size,
-        num_attention_heads=sizes.num_attention_heads,
-        num_key_value_heads=sizes.num_key_value_heads, rms_norm_eps=sizes.rms_norm_eps,
-        tie_word_embeddings=False, attn_implementation="eager",
-    )).double()  # fmt: skip
+    sizes = {name: value for name, value in vars(model.args).items() if value is not None}
+    config = AutoConfig.for_model(**sizes, attn_implementation="eager")
+    assert config.rope_parameters["rope_theta"] == sizes["rope_theta"]
+    twin = AutoModelForCausalLM.from_config(config).double()
     weights = {name: torch.tensor(np.array(value, np.float64))
                for name, value in tree_flatten(model.parameters())}  # fmt: skip
+    if sizes["tie_word_embeddings"]:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     twin.load_state_dict(weights)
     twin = peft.get_peft_model(twin, peft.LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, use_rslora=settings.type == "rslora",
@@ -89,19 +87,26 @@ def torch_loss(twin: torch.nn.Module, rows: Rows, indices: list[int]) -> tuple[t
     return total, count
 
 
+@pytest.fixture(params=["llama", "qwen3"])
+def tiny(request: pytest.FixtureRequest) -> MAKER:
+    """Return a maker of tiny models of one family and then of the other."""
+    found: MAKER = request.getfixturevalue(f"tiny_{request.param}")
+    return found
+
+
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
 def test_loss_and_gradients_are_those_of_peft(
-    tiny_llama: LLAMA, make_rows: Callable[..., Rows], kind: str
+    tiny: MAKER, make_rows: Callable[..., Rows], kind: str
 ) -> None:
     """On a padded batch the loss and every adapter gradient equal PEFT's on the single rows."""
-    model, settings = tiny_llama(), lora(kind)
+    model, settings = tiny(), lora(kind)
     bank, adapter = adapted(model, settings)
     rng = np.random.default_rng(2)
     for weights in adapter.values():
         weights["lora_b"] = mx.array(rng.normal(0, 0.1, weights["lora_b"].shape), mx.float32)
         if "m" in weights:
             weights["m"] = weights["m"] * mx.array(rng.normal(1, 0.2, weights["m"].shape))
-    twin = peft_twin(tiny_llama(), adapter, settings)
+    twin = peft_twin(tiny(), adapter, settings)
     bank.update(bank.join([adapter]))
     rows = make_rows([9, 20, 33])
     expected, _ = torch_loss(twin, rows, [0, 1, 2])
@@ -124,7 +129,7 @@ def test_loss_and_gradients_are_those_of_peft(
 
 @pytest.mark.parametrize(("kind", "limit"), [("lora", 2.0), ("rslora", 4.0), ("dora", 2.0)])
 def test_training_follows_peft_loss_by_loss(
-    tiny_llama: LLAMA,
+    tiny: MAKER,
     make_rows: Callable[..., Rows],
     recorder: Any,
     adamw: Callable[..., Optimizer],
@@ -132,15 +137,15 @@ def test_training_follows_peft_loss_by_loss(
     kind: str,
     limit: float,
 ) -> None:
-    """26 steps of AdamW with clipping, accumulation, warm-up and cosine give PEFT's losses,
-    gradient norms, validation losses and best adapter."""
-    model, adapter_settings = tiny_llama(), lora(kind)
+    """52 steps of AdamW with clipping, accumulation, warm-up and cosine give PEFT's losses,
+    gradient norms, validation losses and best adapter: ours in float32, PEFT's in float64."""
+    model, adapter_settings = tiny(), lora(kind)
     bank, adapter = adapted(model, adapter_settings)
-    twin = peft_twin(tiny_llama(), adapter, adapter_settings)
+    twin = peft_twin(tiny(), adapter, adapter_settings)
     bank.update(bank.join([adapter]))
     lengths = np.random.default_rng(3).integers(4, 40, 51).tolist()
     rows, valid = make_rows(lengths), make_rows([7, 40, 12], seed=9, name="valid")
-    train = settings(epochs=2, batch_size=2, grad_accumulation_steps=2)
+    train = settings(epochs=4, batch_size=2, grad_accumulation_steps=2)
     optimizer = adamw(learning_rate=5e-3, max_grad_norm=limit, weight_decay=0.01)
     report = recorder()
     best, metrics = fit(bank, rows, valid, optimizer=optimizer, train=train, seed=1, report=report)
@@ -148,9 +153,9 @@ def test_training_follows_peft_loss_by_loss(
     weights = list(torch_adapter(twin).values())
     moving = torch.optim.AdamW(weights, lr=5e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.SequentialLR(moving, [
-        torch.optim.lr_scheduler.LinearLR(moving, start_factor=1 / 4, total_iters=3),
-        torch.optim.lr_scheduler.CosineAnnealingLR(moving, T_max=22, eta_min=5e-4),
-    ], milestones=[3])  # fmt: skip
+        torch.optim.lr_scheduler.LinearLR(moving, start_factor=1 / 6, total_iters=5),
+        torch.optim.lr_scheduler.CosineAnnealingLR(moving, T_max=46, eta_min=5e-4),
+    ], milestones=[5])  # fmt: skip
     losses, norms, rates, valid_losses, adapters = [], [], [], [], {}
     for step in training_steps(rows, train, seed=1):
         loss, count = torch_loss(twin, rows, step.rows)
@@ -168,7 +173,7 @@ def test_training_follows_peft_loss_by_loss(
             adapters[step.number + 1] = {
                 name: value.detach().numpy().T.copy() for name, value in torch_adapter(twin).items()
             }
-    assert len(losses) == 26
+    assert len(losses) == 52
     assert min(norms) < limit < max(norms)
     assert report.values("train.learning_rate") == pytest.approx(rates, rel=1e-6)
     assert report.values("train.loss") == pytest.approx(losses, rel=1e-5)
