@@ -14,6 +14,7 @@ from stages.settings import Optimizer
 from stages.training.head import UNCUT, Cut, find_cut
 from stages.training.loss import BatchArrays, row_losses
 from stages.training.optimizers import clip, make_optimizer
+from stages.training.prefix import frozen_blocks, given
 
 Gradients = Callable[[Parameters, BatchArrays, mx.array | None], tuple[mx.array, Parameters]]
 RowLosses = Callable[[Parameters, BatchArrays], mx.array]
@@ -63,12 +64,14 @@ def compile_gradients(tuning: Tuning, cut: Cut) -> Gradients:
     It gives the summed loss of each row (B,) and the gradients of their sum.
     """
 
+    frozen = frozen_blocks(tuning)
+
     def loss_sum(
         parameters: Parameters, batch: BatchArrays, row_keys: mx.array | None
     ) -> tuple[mx.array, mx.array]:
         token_keys = None if row_keys is None else _token_keys(row_keys, batch[0].shape[1])
         tuning.model.train()
-        with tuning.using(parameters, dropout_keys=token_keys):
+        with tuning.using(parameters, dropout_keys=token_keys), given(frozen, batch[4:]):
             losses = row_losses(tuning.model, cut, batch, parameters)
         return losses.sum(), losses
 
@@ -84,9 +87,11 @@ def compile_gradients(tuning: Tuning, cut: Cut) -> Gradients:
 def compile_losses(tuning: Tuning, cut: Cut) -> RowLosses:
     """Return a function of (parameters, batch) that gives the summed loss of each row."""
 
+    frozen = frozen_blocks(tuning)
+
     def losses(parameters: Parameters, batch: BatchArrays) -> mx.array:
         tuning.model.eval()
-        with tuning.using(parameters):
+        with tuning.using(parameters), given(frozen, batch[4:]):
             return row_losses(tuning.model, cut, batch)
 
     return compiled(losses)
