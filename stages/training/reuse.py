@@ -135,10 +135,11 @@ def plan_reuse(
     per_epoch, total = count_steps(rows, train)
     model, budget = tuning.model, int((train.prefix_cache_gb or 0) * 1e9)
 
-    def below(tokens: mx.array) -> mx.array:
+    def made_below(tokens: mx.array) -> mx.array:
         model.eval()
         return hidden_below(model, blocks, tokens)
 
+    below = compiled(made_below)
     kept: dict[str, Kept] = {}
     for name, split in (("valid", valid), ("train", rows)):
         if len(split) == 0 or (name == "train" and total <= per_epoch):
@@ -149,7 +150,7 @@ def plan_reuse(
         file = HiddenFile(out / f"hidden_{name}", groups, sizes)
         budget -= file.size_bytes
         group_of = {row: number for number, group in enumerate(groups) for row in group}
-        kept[name] = Kept(split, groups, group_of, file, compiled(below), dims, dtype)
+        kept[name] = Kept(split, groups, group_of, file, below, dims, dtype)
     return kept
 
 

@@ -184,3 +184,42 @@ def test_model_whose_upper_blocks_need_more_is_refused(tiny_llama: LLAMA) -> Non
     assert prove(bank, frozen_blocks(bank)) is None
     high.__class__ = kind
     assert prove(bank, frozen_blocks(bank)) is not None
+
+
+SHARING = {
+    "hunyuan": {
+        "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 48,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": False, "moe_topk": 1,
+        "num_experts": 1, "num_shared_expert": 1, "use_mixed_mlp_moe": False, "use_qk_norm": True,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "use_cla": True, "cla_share_factor": 2,
+        "rope_scaling": {"factor": 1.0, "type": "dynamic", "alpha": 1000.0},
+    },
+    "gemma4_text": {
+        "hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 48, "head_dim": 8,
+        "num_attention_heads": 4, "global_head_dim": 8, "vocab_size": 64, "sliding_window": 16,
+        "vocab_size_per_layer_input": 64, "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "rwkv7": {
+        "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "norm_eps": 1e-5,
+        "head_dim": 32, "num_hidden_layers": 4, "a_low_rank_dim": 8, "v_low_rank_dim": 8,
+        "gate_low_rank_dim": 8, "decay_low_rank_dim": 8,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", sorted(SHARING))
+def test_family_whose_blocks_share_keys_or_values_is_refused(family: str) -> None:
+    """The model is as it was afterwards."""
+    module = importlib.import_module(f"mlx_lm.models.{family}")
+    mx.random.seed(0)
+    config = SHARING[family] | {"model_type": family}
+    model = module.Model(module.ModelArgs.from_dict(config))
+    model.freeze()
+    bank, tokens = bank_of(model), mx.array([[3, 9, 27]])
+    expected, kinds = model(tokens), [type(block) for block in model.layers]
+    assert len(frozen_blocks(bank)) == 3
+    assert prove(bank, frozen_blocks(bank)) is None
+    np.testing.assert_array_equal(model(tokens), expected)
+    assert [type(block) for block in model.layers] == kinds
