@@ -200,6 +200,9 @@ class Train:
     """Batches whose gradients make one step; the effective batch is batch_size times this."""
     gradient_checkpointing: bool
     """Keep only each block's inputs and compute the rest again: less memory, a third more time."""
+    prefix_cache_gb: float | None = None
+    """Disk for what the blocks below the lowest adapter give, in gigabytes: it is then computed
+    once for each row; null computes it each time."""
     validations_per_epoch: int
     """Times per epoch that the validation loss is measured; the best adapter is kept."""
     patience: int | None = None
@@ -214,6 +217,9 @@ class Train:
     def __post_init__(self) -> None:
         require_counts(self, "train", "epochs", "steps", "batch_size", "grad_accumulation_steps",
                       "validations_per_epoch", "patience", "log_every")  # fmt: skip
+        cache = self.prefix_cache_gb
+        require(cache is None or 0 < cache < math.inf, "train.prefix_cache_gb", cache,
+               "more than 0, or null to keep nothing")  # fmt: skip
         for callback in self.callbacks:
             name, _, function = callback.rpartition(":")
             written = bool(name) and function.isidentifier()

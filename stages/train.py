@@ -24,6 +24,7 @@ from stages.training.callbacks import Watched, watching
 from stages.training.curve import save_curve
 from stages.training.loop import fit
 from stages.training.peak import peak_learning_rate
+from stages.training.reuse import reused_prefix
 
 
 def train(
@@ -81,10 +82,11 @@ def _train(
     for name, group in (("lora", lora), ("optimizer", optimizer), ("train", train)):
         facts |= {f"{name}.{key}": value for key, value in asdict(group).items()}
     report.start(facts)
-    best, metrics = fit(
-        tuning, rows, valid, optimizer=optimizer, train=train, seed=seed, report=report,
-        b_learning_rate_ratio=lora.b_learning_rate_ratio,
-    )  # fmt: skip
+    with reused_prefix(tuning, rows, valid, train=train, out=out, report=report) as feeds:
+        best, metrics = fit(
+            tuning, rows, valid, optimizer=optimizer, train=train, seed=seed, report=report,
+            b_learning_rate_ratio=lora.b_learning_rate_ratio, feeds=feeds,
+        )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     if isinstance(tuning, FullWeights):
         save_weights(out, tuning.stored(best), {"type": lora.type}, template)

@@ -40,7 +40,7 @@ class Scratch:
         self._directory = directory
         self._token_ends, self._text_ends = array("q", [0]), array("q", [0])
         self._own_directory = not directory.exists()
-        with _reported(directory, 0):
+        with reported(directory, 0):
             directory.mkdir(parents=True, exist_ok=True)
             # Unbuffered: nothing is left to be written when a full disk ends the stage.
             self._tokens, self._supervised, self._texts = self._files = tuple(
@@ -83,7 +83,7 @@ class Scratch:
         lines = b"\n".join([*texts, b""])
         typed = (tokens.astype("<i4", copy=False), supervised.astype("|u1", copy=False))
         needed = len(lines) + sum(part.nbytes for part in typed)
-        with _reported(self._directory, needed):
+        with reported(self._directory, needed):
             _write(self._tokens, typed[0].tobytes())
             _write(self._supervised, typed[1].tobytes())
             _write(self._texts, lines)
@@ -115,7 +115,7 @@ class Scratch:
         header = file_header(len(indices), int(offsets[-1]))
         path = out / f"{split}.safetensors"
         with (
-            _reported(path, len(header) + offsets.nbytes + 5 * int(offsets[-1])),
+            reported(path, len(header) + offsets.nbytes + 5 * int(offsets[-1])),
             path.open("wb", buffering=0) as file,
         ):
             _write(file, header)
@@ -124,7 +124,7 @@ class Scratch:
             _copy(self._supervised, file, starts, ends)
         path = out / f"{split}.jsonl"
         starts, ends = text_ends[firsts], text_ends[lasts + 1]
-        with _reported(path, int((ends - starts).sum())), path.open("wb", buffering=0) as file:
+        with reported(path, int((ends - starts).sum())), path.open("wb", buffering=0) as file:
             _copy(self._texts, file, starts, ends)
 
 
@@ -176,14 +176,17 @@ def _write(file: FileIO, content: bytes) -> None:
 
 
 @contextmanager
-def _reported(path: Path, needed_bytes: int) -> Iterator[None]:
-    """Translate an OSError of the block, with the space that it needed."""
+def reported(path: Path, needed_bytes: int, instead: str = "") -> Iterator[None]:
+    """Raise an OSError of the block as EnvironmentFailure, with the space that it needed.
+
+    `instead` is what else mends it: `, or …`.
+    """
     try:
         yield
     except OSError as error:
         found, mend = (
             (error.strerror or str(error)).lower(),
-            "set outputs=<a folder on another disk>",
+            f"set outputs=<a folder on another disk>{instead}",
         )
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path if path.is_dir() else path.parent).free

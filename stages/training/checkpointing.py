@@ -47,12 +47,13 @@ def gradient_checkpointing(tuning: Tuning, parameters: Parameters) -> Iterator[N
                       for path, names in parameters.items()
                       if f"{path}.".startswith(f"{paths[key]}.")
                       for name in names]  # fmt: skip
-            stack.enter_context(_called_as(block, _checkpointed(type(block), places, routing)))
+            stack.enter_context(called_as(block, _checkpointed(type(block), places, routing)))
         yield
 
 
 @contextmanager
-def _called_as(block: nn.Module, call: Callable[..., Any]) -> Iterator[None]:
+def called_as(block: nn.Module, call: Callable[..., Any]) -> Iterator[None]:
+    """Let `call` be what calling this very block does, for a while."""
     # A class of its own: paths, attributes and what else holds the block stay as they are.
     kind = type(block)
     block.__class__ = type(

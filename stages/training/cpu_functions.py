@@ -68,7 +68,7 @@ def attention(
     causal = mask == "causal" if isinstance(mask, str) else False
     if not causal or sinks is not None or options or not _plain(q, k, v, q.shape[2] == k.shape[2]):
         return _attention(q, k, v, scale=scale, mask=mask, sinks=sinks, **options)
-    batch, heads, length, _ = q.shape
+    batch, heads, length = q.shape[:3]
     groups = k.shape[1]
 
     def grouped(x: mx.array) -> mx.array:
@@ -139,7 +139,7 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float, **options: Any) -
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """Return silu(gate) * x (arXiv 2002.05202)."""
     if not _plain(gate, x):
-        return activations.swiglu(gate, x)
+        return cast("mx.array", activations.swiglu(gate, x))
     opened, other = mx.stop_gradient(gate), mx.stop_gradient(x)
     sigmoid = _sigmoid(opened)
     active = opened * sigmoid
@@ -159,7 +159,7 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
 def silu(x: mx.array) -> mx.array:
     """Return x * sigmoid(x) (arXiv 1702.03118)."""
     if not _plain(x):
-        return cast("mx.array", x * mx.sigmoid(x))
+        return x * mx.sigmoid(x)
     known = mx.stop_gradient(x)
     sigmoid = _sigmoid(known)
     made = known * sigmoid
@@ -200,5 +200,3 @@ def _softmax2(scores: mx.array, start: int) -> mx.array:
 def _merged(x: mx.array) -> mx.array:
     """Join the queries of all heads of a group: (B, G, R, Q, D) to (B, G, R * Q, D)."""
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
-
-

@@ -18,6 +18,7 @@ from stages.lora.full import Tuning
 from stages.training.cross_entropy import even_parts
 from stages.training.head import Cut, hidden_states
 from stages.training.loss import BatchArrays, Head, head_of
+from stages.training.prefix import Blocks, given
 
 CHUNK_ELEMENTS = 1 << 25
 """Logits made at a time, 128 MB: for each product BLAS lays out the head's weights anew."""
@@ -30,6 +31,7 @@ Floats = NDArray[np.float32]
 def cpu_gradients(
     tuning: Tuning,
     cut: Cut,
+    frozen: Blocks,
     parameters: Parameters,
     batch: BatchArrays,
     dropout_keys: mx.array | None,
@@ -37,15 +39,16 @@ def cpu_gradients(
     """Return the summed loss of each row (B,) and the gradients of their sum.
 
     The backward pass of the blocks is laid out before the head has run: it starts from an array
-    that is filled once the head's gradient is known. `dropout_keys` are each token's, (B, T, 2).
+    that is filled once the head's gradient is known. `frozen` blocks are not computed where the
+    batch holds what they give; `dropout_keys` are each token's, (B, T, 2).
     """
-    inputs, positions, targets, owners = batch
+    inputs, positions, targets, owners, *below = batch
     tuning.model.train()
     known: list[mx.array] = []
     wanted: list[mx.array] = []
 
     def blocks(parameters: Parameters) -> mx.array:
-        with tuning.using(parameters, dropout_keys=dropout_keys):
+        with tuning.using(parameters, dropout_keys=dropout_keys), given(frozen, below):
             hidden = hidden_states(tuning.model, cut, inputs)
         known.append(hidden)
         wanted.append(mx.array(np.zeros(hidden.shape, np.float32)))
@@ -77,11 +80,13 @@ def cpu_gradients(
     return _by_row(losses, owners, inputs.shape[0]), result
 
 
-def cpu_losses(tuning: Tuning, cut: Cut, parameters: Parameters, batch: BatchArrays) -> mx.array:
+def cpu_losses(
+    tuning: Tuning, cut: Cut, frozen: Blocks, parameters: Parameters, batch: BatchArrays
+) -> mx.array:
     """Return the summed loss of each row (B,), without dropout."""
-    inputs, positions, targets, owners = batch
+    inputs, positions, targets, owners, *below = batch
     tuning.model.eval()
-    with tuning.using(parameters):
+    with tuning.using(parameters), given(frozen, below):
         hidden = hidden_states(tuning.model, cut, inputs)
         hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
         losses = head_losses(head_of(tuning.model, cut), hidden, np.array(targets))
@@ -135,7 +140,7 @@ def _losses_in_place(logits: Floats, targets: NDArray[np.int32], *, gradients: b
     losses = np.empty(len(logits), np.float32)
     # A loss that is not finite is found, and its row named, by who asked.
     with np.errstate(all="ignore"):
-        for part in even_parts(*logits.shape, _TILE_ELEMENTS):
+        for part in even_parts(len(logits), logits.shape[1], _TILE_ELEMENTS):
             tile, places = logits[part], (np.arange(len(targets[part])), targets[part])
             top = tile.max(axis=1, keepdims=True)
             own = tile[places] - top[:, 0]

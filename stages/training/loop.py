@@ -33,6 +33,7 @@ from stages.training.head import UNCUT
 from stages.training.loss import batch_arrays
 from stages.training.optimizers import learning_rate
 from stages.training.progress import Progress
+from stages.training.reuse import PLAIN, Feed, Feeds
 from stages.training.step import (
     Gradients,
     RowLosses,
@@ -75,6 +76,7 @@ def fit(
     seed: int,
     report: Reporter,
     b_learning_rate_ratio: float | None = None,
+    feeds: Feeds = PLAIN,
 ) -> tuple[Parameters, dict[str, float]]:
     """Train the one adapter or all weights, and return the best with the run's metrics.
 
@@ -82,6 +84,22 @@ def fit(
     Raises StageError at a loss or gradient that is not finite, before it is applied, and
     StopRequested when the run was asked to stop.
     """
+    with cpu_functions(tuning.model):
+        return _fit(tuning, rows, valid, optimizer, train, seed, report, b_learning_rate_ratio,
+                    feeds)  # fmt: skip
+
+
+def _fit(
+    tuning: Tuning,
+    rows: Rows,
+    valid: Rows,
+    optimizer: Optimizer,
+    train: Train,
+    seed: int,
+    report: Reporter,
+    b_learning_rate_ratio: float | None,
+    feeds: Feeds,
+) -> tuple[Parameters, dict[str, float]]:
     cut = tuned_cut(tuning)
     if cut == UNCUT:
         report.log(f"the head of {type(tuning.model).__module__.rpartition('.')[2]} cannot be cut "
@@ -93,7 +111,12 @@ def fit(
     per_epoch, total = count_steps(rows, train)
     progress = Progress(report, total, train.log_every, epochs=-(-total // per_epoch))
     best = Best(state.parameters)
-    before = validation_loss(losses, state.parameters, valid, train.batch_size, report)
+
+    def validate() -> float | None:
+        return validation_loss(losses, state.parameters, valid, train.batch_size, report,
+                               feeds.valid)  # fmt: skip
+
+    before = validate()
     if before is None:
         _refuse_patience(train)
         report.log("no validation rows: the last adapter is kept")
@@ -101,20 +124,19 @@ def fit(
         progress.validated(before, best=False)
     validate_after = _validation_steps(per_epoch, total, train.validations_per_epoch)
     clock = perf_counter()
-    with cpu_functions(tuning.model), _checkpointing(tuning, train):
+    with _checkpointing(tuning, train):
         for step in training_steps(rows, train, seed, few_shapes=few_shapes()):
             if report.stop_requested():
                 raise StopRequested
             rate = learning_rate(optimizer, step.number, total)
             keys = [dropout_keys(seed, step.epoch, batch.rows) if tuning.has_dropout else None
                     for batch in step.batches]  # fmt: skip
-            loss, norm = take_step(gradients, update, state, step, keys, rate)
+            loss, norm = take_step(gradients, update, state, step, keys, rate, feeds.train)
             progress.add(step, loss, norm, rate, perf_counter() - clock)
             if before is None:
                 best = Best(state.parameters, progress.steps)
             elif progress.steps in validate_after:
-                found = validation_loss(losses, state.parameters, valid, train.batch_size, report)
-                _keep_best(best, state.parameters, found, progress)
+                _keep_best(best, state.parameters, validate(), progress)
                 if best.misses == train.patience and progress.steps < total:
                     progress.stopped_early(best.step, best.misses)
                     break
@@ -147,6 +169,7 @@ def take_step(
     step: Step,
     keys: Sequence[NDArray[np.uint32] | None],
     rate: float,
+    feed: Feed = batch_arrays,
 ) -> tuple[float, float]:
     """Sum the gradients of all batches, apply them once, return (summed loss, gradient norm)."""
     losses: list[mx.array] = []
@@ -154,7 +177,7 @@ def take_step(
     for batch, row_keys in zip(step.batches, keys, strict=True):
         loss, gradient = gradients(
             state.parameters,
-            batch_arrays(batch),
+            feed(batch),
             None if row_keys is None else mx.array(row_keys),
         )
         total = tree_map(mx.add, total, gradient) if total else gradient
@@ -176,14 +199,19 @@ def take_step(
 
 
 def validation_loss(
-    losses: RowLosses, parameters: Parameters, valid: Rows, batch_size: int, report: Reporter
+    losses: RowLosses,
+    parameters: Parameters,
+    valid: Rows,
+    batch_size: int,
+    report: Reporter,
+    feed: Feed = batch_arrays,
 ) -> float | None:
     """Return the mean loss of all supervised tokens of the split; None where it has none."""
     total, tokens = 0.0, 0
     for batch in validation_batches(valid, batch_size, few_shapes=few_shapes()):
         if report.stop_requested():
             raise StopRequested
-        found = losses(parameters, batch_arrays(batch))
+        found = losses(parameters, feed(batch))
         total += _checked_sum("validation", batch.rows, [found])
         tokens += batch.supervised_tokens
     return total / tokens if tokens else None

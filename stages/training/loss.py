@@ -18,8 +18,12 @@ CHUNK_ELEMENTS = 1 << 24
 tokens to choose from, a token's loss and gradient take 2.06 us; 2.18 and 2.37 at 2^23 and 2^22,
 where the products are thinner, 2.45 for all logits at once."""
 
-BatchArrays = tuple[mx.array, mx.array, mx.array, mx.array]
-"""inputs (B, T), positions (N,), targets (N,) and owners (N,), int32: the arrays of a Batch."""
+BatchArrays = (
+    tuple[mx.array, mx.array, mx.array, mx.array]
+    | tuple[mx.array, mx.array, mx.array, mx.array, mx.array]
+)
+"""inputs (B, T), positions (N,), targets (N,) and owners (N,), int32: the arrays of a Batch. The
+fifth, where there is one: hidden states (B, T, H) that the frozen blocks give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ def row_losses(
     gradient will be asked of, by module path; None: no gradient will be, and nothing of one is
     computed. A model that cannot be cut makes the logits of all positions.
     """
-    inputs, positions, targets, owners = batch
+    inputs, positions, targets, owners = batch[:4]
     if cut == UNCUT:
         made = model(inputs)
         losses = cross_entropy(made.reshape(-1, made.shape[-1])[positions], targets)
@@ -192,4 +196,3 @@ def _chunks(
 ) -> Iterator[slice]:  # fmt: skip
     # Only the shape is asked of the logits: they are never evaluated.
     return even_parts(hidden.shape[0], head(hidden[:1], *weights).shape[-1], CHUNK_ELEMENTS)
-

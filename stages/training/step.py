@@ -15,6 +15,7 @@ from stages.training.cpu_gradients import cpu_gradients, cpu_losses
 from stages.training.head import UNCUT, Cut, find_cut
 from stages.training.loss import BatchArrays, row_losses
 from stages.training.optimizers import clip, make_optimizer
+from stages.training.prefix import frozen_blocks, given
 
 Gradients = Callable[[Parameters, BatchArrays, mx.array | None], tuple[mx.array, Parameters]]
 RowLosses = Callable[[Parameters, BatchArrays], mx.array]
@@ -64,16 +65,18 @@ def compile_gradients(tuning: Tuning, cut: Cut) -> Gradients:
     It gives the summed loss of each row (B,) and the gradients of their sum.
     """
 
+    frozen = frozen_blocks(tuning)
     if mx.default_device() == mx.cpu and cut != UNCUT:
         return lambda parameters, batch, row_keys: cpu_gradients(
-            tuning, cut, parameters, batch, _token_keys(row_keys, batch)
+            tuning, cut, frozen, parameters, batch, _token_keys(row_keys, batch)
         )
 
     def loss_sum(
         parameters: Parameters, batch: BatchArrays, row_keys: mx.array | None
     ) -> tuple[mx.array, mx.array]:
         tuning.model.train()
-        with tuning.using(parameters, dropout_keys=_token_keys(row_keys, batch)):
+        keys = _token_keys(row_keys, batch)
+        with tuning.using(parameters, dropout_keys=keys), given(frozen, batch[4:]):
             losses = row_losses(tuning.model, cut, batch, parameters)
         return losses.sum(), losses
 
@@ -88,12 +91,13 @@ def compile_gradients(tuning: Tuning, cut: Cut) -> Gradients:
 
 def compile_losses(tuning: Tuning, cut: Cut) -> RowLosses:
     """Return a function of (parameters, batch) that gives the summed loss of each row."""
+    frozen = frozen_blocks(tuning)
     if mx.default_device() == mx.cpu and cut != UNCUT:
-        return lambda parameters, batch: cpu_losses(tuning, cut, parameters, batch)
+        return lambda parameters, batch: cpu_losses(tuning, cut, frozen, parameters, batch)
 
     def losses(parameters: Parameters, batch: BatchArrays) -> mx.array:
         tuning.model.eval()
-        with tuning.using(parameters):
+        with tuning.using(parameters), given(frozen, batch[4:]):
             return row_losses(tuning.model, cut, batch)
 
     return compiled(losses)

@@ -53,7 +53,13 @@ def prepared(tmp_path: Path) -> Prepared:
 
 
 def run(
-    model: BaseModel, prepared: Prepared, out: Path, seed: int = 0, rate: Any = 1e-2, **changes: Any
+    model: BaseModel,
+    prepared: Prepared,
+    out: Path,
+    seed: int = 0,
+    rate: Any = 1e-2,
+    cache: float | None = None,
+    **changes: Any,
 ) -> Adapter:
     lora = {
         "stage": "stages.train.train", "type": "lora", "rank": 4, "alpha": 8.0, "dropout": 0.1,
@@ -68,12 +74,26 @@ def run(
         batch_size=2,
         grad_accumulation_steps=2,
         gradient_checkpointing=False,
+        prefix_cache_gb=cache,
         callbacks=(),
         validations_per_epoch=2,
         log_every=5,
     )
     return train(Lora(**(lora | changes)), optimizer, settings, seed, model=model,
                  prepared=prepared, report=Silent(), out=out)  # fmt: skip
+
+
+def test_reused_prefix_changes_no_loss_and_leaves_no_file(
+    model: BaseModel, prepared: Prepared, tmp_path: Path
+) -> None:
+    """The upper block alone adapted, with what the lower one gives kept and not: the losses are
+    the same, and the directory holds what an adapter has."""
+    found = run(model, prepared, tmp_path / "kept", cache=1.0, num_layers=1)
+    expected = run(model, prepared, tmp_path / "computed", num_layers=1)
+    for name in ("train.loss", "valid.loss", "valid.loss_before"):
+        assert found.metrics[name] == pytest.approx(expected.metrics[name], rel=1e-5)
+    names = [sorted(p.name for p in adapter.directory.iterdir()) for adapter in (found, expected)]
+    assert names[0] == names[1]
 
 
 FULL = {"type": "full", "rank": None, "alpha": None, "dropout": None, "targets": None}
