@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +46,18 @@ class Batch:
     """(N,): the row of the batch that each belongs to; B where it only fills the shape."""
     input_tokens: int
     """Tokens that go into the model, padding excluded."""
+    lengths: tuple[int, ...] = ()
+    """Packed: the inputs of the rows lie one after the other in one, (1, T), and are so long."""
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Count the targets of each row; its first token has nothing before it to predict it."""
+        return np.bincount(self.owners, minlength=len(self.rows) + 1)[: len(self.rows)]
 
     @property
     def supervised_tokens(self) -> int:
-        """Count the targets; a row's first token has nothing before it to be predicted from."""
-        return int((self.owners < len(self.rows)).sum())
+        """Count the targets of all rows."""
+        return int(self.counts.sum())
 
     @property
     def padded_tokens(self) -> int:
@@ -84,10 +91,39 @@ def count_steps(rows: Rows, train: Train) -> tuple[int, int]:
     return per_epoch, train.steps or train.epochs * per_epoch
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the rows of a step become batches; what is trained is the same in all."""
+
+    few_shapes: bool = False
+    packed: bool = False
+    ranks: int = 1
+    """Processes that share the batches of a step."""
+
+    def read(self, rows: Rows, indices: Sequence[int]) -> Batch:
+        """Read rows as one batch."""
+        return pack(rows, indices) if self.packed else collate(rows, indices, self.few_shapes)
+
+    def passes(
+        self, parts: Sequence[Sequence[int]], lengths: Sequence[int], batch_size: int
+    ) -> list[list[int]]:
+        """Return the rows of a step, dealt in `parts`, that are computed together."""
+        if not self.packed:
+            return passes(parts, lengths, -(-batch_size // self.ranks), self.few_shapes)
+        rows = [row for part in parts for row in part]
+        count = -(-len(rows) // batch_size) * self.ranks
+        together = share([input_width(lengths[row]) for row in rows], count)
+        return [[rows[place] for place in places] for places in together if places]
+
+
+BY_LENGTH = Layout()
+"""Rows of about one length together, padded to the longest."""
+
+
 def training_steps(
-    rows: Rows, train: Train, seed: int, *, few_shapes: bool = False
+    rows: Rows, train: Train, seed: int, layout: Layout = BY_LENGTH
 ) -> Iterator[Step]:
-    """Yield every step of the run with its rows read and padded."""
+    """Yield every step of the run with its rows read, those of all ranks."""
     per_epoch, total = count_steps(rows, train)
     dealt: list[list[list[int]]] = []
     lengths: list[int] = rows.lengths.tolist()
@@ -96,8 +132,8 @@ def training_steps(
         if place == 0:
             rows_per_step = train.batch_size * train.grad_accumulation_steps
             dealt = deal(lengths, rows_per_step, seed, epoch)
-        together = passes(dealt[place], lengths, train.batch_size, few_shapes)
-        yield Step(number, epoch, tuple(collate(rows, part, few_shapes) for part in together))
+        together = layout.passes(dealt[place], lengths, train.batch_size)
+        yield Step(number, epoch, tuple(layout.read(rows, part) for part in together))
 
 
 def deal(
@@ -196,11 +232,48 @@ def collate(rows: Rows, indices: Sequence[int], few_shapes: bool = False) -> Bat
     return Batch(tuple(indices), inputs, positions, targets, owners, input_tokens)
 
 
-def validation_batches(rows: Rows, batch_size: int, *, few_shapes: bool = False) -> Iterator[Batch]:
-    """Yield every row once, longest last, in the same batches each time."""
+def pack(rows: Rows, indices: Sequence[int]) -> Batch:
+    """Read the rows and lay them out one after the other in one: inputs are (1, T)."""
+    read = [rows[index] for index in indices]
+    lengths = tuple(input_width(len(tokens)) for tokens, _ in read)
+    starts = [0, *accumulate(lengths)]
+    inputs = np.zeros((1, starts[-1]), np.int32)
+    found: list[NDArray[np.int32]] = []
+    for place, (tokens, supervised) in enumerate(read):
+        inputs[0, starts[place] : starts[place] + len(tokens) - 1] = tokens[:-1]
+        predicted = np.flatnonzero(supervised[1:])
+        owner = np.full_like(predicted, place)
+        found.append(np.stack([starts[place] + predicted, tokens[1:][predicted], owner]))
+    supervision = np.concatenate(found, axis=1).astype(np.int32)
+    if supervision.shape[1] == 0:
+        # A batch without a target has a loss, 0, all the same.
+        supervision = np.array([[0], [0], [len(read)]], np.int32)
+    positions, targets, owners = supervision
+    input_tokens = sum(len(tokens) - 1 for tokens, _ in read)
+    return Batch(tuple(indices), inputs, positions, targets, owners, input_tokens, lengths)
+
+
+def share(sizes: Sequence[int], parts: int) -> list[list[int]]:
+    """Share things out by their sizes: return the places of those in each part, which may be none.
+
+    The largest first, each to the part that has least so far.
+    """
+    found: list[list[int]] = [[] for _ in range(parts)]
+    taken = [0] * parts
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        part = taken.index(min(taken))
+        found[part].append(place)
+        taken[part] += sizes[place]
+    return found
+
+
+def validation_batches(
+    rows: Rows, batch_size: int, layout: Layout = BY_LENGTH, rank: int = 0
+) -> Iterator[Batch]:
+    """Yield every row once, longest last, in the same batches each time: those of one rank."""
     order = sorted(range(len(rows)), key=lambda row: int(rows.lengths[row]))
-    for part in chunks(order, batch_size):
-        yield collate(rows, part, few_shapes)
+    for part in chunks(order, batch_size)[rank :: layout.ranks]:
+        yield layout.read(rows, part)
 
 
 def dropout_keys(seed: int, epoch: int, rows: Sequence[int]) -> NDArray[np.uint32]:

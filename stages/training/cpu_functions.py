@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, cast
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 from mlx_lm.models import activations
 
@@ -23,6 +25,7 @@ _LOG2_E = math.log2(math.e)
 _MASKED = -1e30
 _attention = mx.fast.scaled_dot_product_attention
 _rms_norm = mx.fast.rms_norm
+_lengths: tuple[int, ...] = ()
 
 
 @contextmanager
@@ -50,6 +53,30 @@ def cpu_functions(model: nn.Module) -> Iterator[None]:
             setattr(place, name, function)
 
 
+@contextmanager
+def packed(lengths: Sequence[int]) -> Iterator[None]:
+    """Let attention keep rows of these lengths apart that lie one after the other in one row."""
+    global _lengths
+    kept, _lengths = _lengths, tuple(lengths)
+    try:
+        yield
+    finally:
+        _lengths = kept
+
+
+def row_count(inputs: mx.array) -> int:
+    """Return how many rows lie in inputs (B, T): more than B if they are packed."""
+    return len(_lengths) or inputs.shape[0]
+
+
+def positions_in_rows(inputs: mx.array) -> mx.array:
+    """Return which row of the batch each token is of, and its place in the row: (2, B, T)."""
+    lengths = _lengths or (inputs.shape[1],) * inputs.shape[0]
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.concatenate([np.arange(length) for length in lengths])
+    return mx.array(np.stack([row, place]).reshape(2, *inputs.shape).astype(np.uint32))
+
+
 def attention(
     q: mx.array,
     k: mx.array,
@@ -65,27 +92,43 @@ def attention(
     What stays for the backward pass is the weights below the diagonal, by blocks of queries; the
     gradient is that of FlashAttention (arXiv 2205.14135, appendix B).
     """
+    length = q.shape[2]
+    rows = _spans(_lengths or (length,))
+    if rows[-1].stop != length:
+        raise ValueError(f"rows of {_lengths} tokens do not make {length}")
     causal = mask == "causal" if isinstance(mask, str) else False
-    if not causal or sinks is not None or options or not _plain(q, k, v, q.shape[2] == k.shape[2]):
+    if causal and sinks is None and not options and _plain(q, k, v, length == k.shape[2]):
+        return _causal(q, k, v, scale, rows)
+    if not _lengths:
         return _attention(q, k, v, scale=scale, mask=mask, sinks=sinks, **options)
+    # What a mask says of two tokens depends on how far apart they are, not on where they stand.
+    return mx.concatenate(
+        [_attention(q[:, :, own], k[:, :, own], v[:, :, own], scale=scale, sinks=sinks, **options,
+                    mask=mask[..., own, own] if isinstance(mask, mx.array) else mask)
+         for own in rows], axis=2)  # fmt: skip
+
+
+def _causal(q: mx.array, k: mx.array, v: mx.array, scale: float, rows: Sequence[slice]) -> mx.array:
     batch, heads, length = q.shape[:3]
     groups = k.shape[1]
 
     def grouped(x: mx.array) -> mx.array:
         return x.reshape(batch, groups, heads // groups, *x.shape[2:])
 
+    def ungrouped(x: mx.array, width: int) -> mx.array:
+        return x.reshape(batch, groups, heads // groups, -1, width)
+
     queries, keys, values = (mx.stop_gradient(x) for x in (grouped(q), k, v))
     scaled = queries * (scale * _LOG2_E)
-    size = -(-length // -(-length // QUERIES))
-    parts = [slice(start, min(start + size, length)) for start in range(0, length, size)]
+    # Queries of one row, and the keys that they see.
+    parts = [(part, slice(row.start, part.stop)) for row in rows for part in _blocks(row)]
     weights, outputs = [], []
-    for part in parts:
-        known = slice(0, part.stop)
+    for part, known in parts:
         scores = _merged(scaled[:, :, :, part]) @ keys[:, :, known].swapaxes(-1, -2)
-        weights.append(_softmax2(scores.reshape(*scaled.shape[:3], -1, part.stop), part.start))
-        mixed = _merged(weights[-1]) @ values[:, :, known]
-        outputs.append(mixed.reshape(*scaled.shape[:3], -1, v.shape[-1]))
-    made = mx.concatenate(outputs, axis=3)
+        scores = ungrouped(scores, known.stop - known.start)
+        weights.append(_softmax2(scores, part.start - known.start))
+        outputs.append(ungrouped(_merged(weights[-1]) @ values[:, :, known], v.shape[-1]))
+    made = mx.concatenate(outputs, axis=3) if len(parts) > 1 else outputs[0]
 
     @mx.custom_function
     def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -95,19 +138,26 @@ def attention(
     def _(_: Any, cotangent: mx.array, __: Any) -> tuple[mx.array, mx.array, mx.array]:
         cotangent = grouped(cotangent)
         own = (cotangent * made).sum(axis=-1, keepdims=True)
-        of_queries, of_keys, of_values = [], [], []
-        for part, weight in zip(parts, weights, strict=True):
-            known, rest = slice(0, part.stop), [(0, 0), (0, 0), (0, length - part.stop), (0, 0)]
+        of_queries: list[mx.array] = []
+        of_keys: list[mx.array] = []
+        of_values: list[mx.array] = []
+        for (part, known), weight in zip(parts, weights, strict=True):
             given = _merged(cotangent[:, :, :, part])
-            raw = (given @ values[:, :, known].swapaxes(-1, -2)).reshape(weight.shape)
+            raw = ungrouped(given @ values[:, :, known].swapaxes(-1, -2), weight.shape[-1])
             scores = _merged((raw - own[:, :, :, part]) * weight)
-            of_queries.append((scores @ keys[:, :, known]).reshape(queries[:, :, :, part].shape))
+            of_queries.append(ungrouped(scores @ keys[:, :, known], q.shape[-1]))
             below = scores.swapaxes(-1, -2) @ _merged(queries[:, :, :, part])
             mixed = _merged(weight).swapaxes(-1, -2) @ given
-            of_keys.append(mx.pad(below, rest) if part.stop < length else below)
-            of_values.append(mx.pad(mixed, rest) if part.stop < length else mixed)
-        of_q = (mx.concatenate(of_queries, axis=3) * scale).reshape(q.shape)
-        return of_q, sum(of_keys[1:], of_keys[0]) * scale, sum(of_values[1:], of_values[0])
+            if part.start > known.start:
+                # The row's earlier queries have seen fewer keys.
+                rest = [(0, 0), (0, 0), (0, part.stop - part.start), (0, 0)]
+                below = below + mx.pad(of_keys.pop(), rest)
+                mixed = mixed + mx.pad(of_values.pop(), rest)
+            of_keys.append(below)
+            of_values.append(mixed)
+        of_q = mx.concatenate(of_queries, axis=3) * scale
+        of_k = mx.concatenate(of_keys, axis=2) * scale
+        return of_q.reshape(q.shape), of_k, mx.concatenate(of_values, axis=2)
 
     return cast("mx.array", attend(q, k, v))
 
@@ -195,6 +245,19 @@ def _softmax2(scores: mx.array, start: int) -> mx.array:
     scores = scores + mx.triu(mx.full((queries, keys), _MASKED), k=start + 1)
     powers = mx.power(2.0, scores - scores.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _spans(lengths: Sequence[int]) -> list[slice]:
+    ends = list(accumulate(lengths))
+    return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+
+
+def _blocks(row: slice) -> list[slice]:
+    """Cut the queries of a row into even blocks."""
+    length = row.stop - row.start
+    size = -(-length // -(-length // QUERIES))
+    return [slice(start, min(start + size, row.stop))
+            for start in range(row.start, row.stop, size)]  # fmt: skip
 
 
 def _merged(x: mx.array) -> mx.array:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stages.lora.bank import Parameters
 from stages.lora.full import Tuning
+from stages.training.cpu_functions import row_count
 from stages.training.cross_entropy import even_parts
 from stages.training.head import Cut, hidden_states
 from stages.training.loss import BatchArrays, Head, head_of
@@ -70,14 +71,14 @@ def cpu_gradients(
         head = head_of(tuning.model, cut, parameters)
         losses, by_token, of_weights = head_gradients(head, hidden[positions], np.array(targets))
     # One that only fills a shape teaches nothing.
-    supervised = np.array(owners) < inputs.shape[0]
+    supervised = np.array(owners) < (rows := row_count(inputs))
     # Nothing has read the array yet, and numpy sees MLX's own memory.
     places = np.array(positions)[supervised]
     np.asarray(gradient).reshape(hidden.shape)[places] = by_token[supervised]
     for (path, name), own in zip(head.names, of_weights, strict=True):
         so_far = result[path][name]
         result[path][name] = so_far + own.reshape(so_far.shape).astype(so_far.dtype)
-    return _by_row(losses, owners, inputs.shape[0]), result
+    return _by_row(losses, owners, rows), result
 
 
 def cpu_losses(
@@ -90,7 +91,7 @@ def cpu_losses(
         hidden = hidden_states(tuning.model, cut, inputs)
         hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
         losses = head_losses(head_of(tuning.model, cut), hidden, np.array(targets))
-    return _by_row(losses, owners, inputs.shape[0])
+    return _by_row(losses, owners, row_count(inputs))
 
 
 def head_gradients(

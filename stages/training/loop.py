@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from time import perf_counter
 from typing import Any
 
@@ -21,6 +22,8 @@ from stages.lora.bank import Parameters
 from stages.lora.full import Tuning
 from stages.settings import Optimizer, Train
 from stages.training.batches import (
+    BY_LENGTH,
+    Layout,
     Step,
     count_steps,
     dropout_keys,
@@ -28,11 +31,13 @@ from stages.training.batches import (
     validation_batches,
 )
 from stages.training.checkpointing import gradient_checkpointing
-from stages.training.cpu_functions import cpu_functions
+from stages.training.cpu_functions import cpu_functions, packed
 from stages.training.head import UNCUT
 from stages.training.loss import batch_arrays
 from stages.training.optimizers import learning_rate
+from stages.training.packing import can_pack
 from stages.training.progress import Progress
+from stages.training.ranks import ALONE, Ranks
 from stages.training.reuse import PLAIN, Feed, Feeds
 from stages.training.step import (
     Gradients,
@@ -77,16 +82,17 @@ def fit(
     report: Reporter,
     b_learning_rate_ratio: float | None = None,
     feeds: Feeds = PLAIN,
+    ranks: Ranks = ALONE,
 ) -> tuple[Parameters, dict[str, float]]:
     """Train the one adapter or all weights, and return the best with the run's metrics.
 
     `b_learning_rate_ratio` multiplies the learning rate of `lora_b` (LoRA+, arXiv 2402.12354).
-    Raises StageError at a loss or gradient that is not finite, before it is applied, and
-    StopRequested when the run was asked to stop.
+    All `ranks` return the same. Raises StageError at a loss or gradient that is not finite,
+    before it is applied, and StopRequested when one of them was asked to stop.
     """
     with cpu_functions(tuning.model):
         return _fit(tuning, rows, valid, optimizer, train, seed, report, b_learning_rate_ratio,
-                    feeds)  # fmt: skip
+                    feeds, ranks)  # fmt: skip
 
 
 def _fit(
@@ -99,11 +105,13 @@ def _fit(
     report: Reporter,
     b_learning_rate_ratio: float | None,
     feeds: Feeds,
+    ranks: Ranks,
 ) -> tuple[Parameters, dict[str, float]]:
     cut = tuned_cut(tuning)
     if cut == UNCUT:
         report.log(f"the head of {type(tuning.model).__module__.rpartition('.')[2]} cannot be cut "
                    "off: it makes the logits of all tokens, supervised or not")  # fmt: skip
+    layout = Layout(few_shapes(), can_pack(tuning, cut, _longest_pass(rows, train)), ranks.size)
     gradients, losses = compile_gradients(tuning, cut), compile_losses(tuning, cut)
     update = compile_update(tuning, [optimizer], b_learning_rate_ratio)
     states = initial_states(tuning, [optimizer], b_learning_rate_ratio)
@@ -114,7 +122,7 @@ def _fit(
 
     def validate() -> float | None:
         return validation_loss(losses, state.parameters, valid, train.batch_size, report,
-                               feeds.valid)  # fmt: skip
+                               feeds.valid, layout, ranks)  # fmt: skip
 
     before = validate()
     if before is None:
@@ -125,14 +133,18 @@ def _fit(
     validate_after = _validation_steps(per_epoch, total, train.validations_per_epoch)
     clock = perf_counter()
     with _checkpointing(tuning, train):
-        for step in training_steps(rows, train, seed, few_shapes=few_shapes()):
-            if report.stop_requested():
-                raise StopRequested
+        for step in training_steps(rows, train, seed, layout):
             rate = learning_rate(optimizer, step.number, total)
             keys = [dropout_keys(seed, step.epoch, batch.rows) if tuning.has_dropout else None
                     for batch in step.batches]  # fmt: skip
-            loss, norm = take_step(gradients, update, state, step, keys, rate, feeds.train)
+            stop = report.stop_requested()
+            if ranks.size == 1 and stop:
+                raise StopRequested
+            loss, norm, stop = take_step(gradients, update, state, step, keys, rate, feeds.train,
+                                         ranks, stop)  # fmt: skip
             progress.add(step, loss, norm, rate, perf_counter() - clock)
+            if stop:
+                raise StopRequested
             if before is None:
                 best = Best(state.parameters, progress.steps)
             elif progress.steps in validate_after:
@@ -170,23 +182,34 @@ def take_step(
     keys: Sequence[NDArray[np.uint32] | None],
     rate: float,
     feed: Feed = batch_arrays,
-) -> tuple[float, float]:
-    """Sum the gradients of all batches, apply them once, return (summed loss, gradient norm)."""
-    losses: list[mx.array] = []
+    ranks: Ranks = ALONE,
+    stop: bool = False,
+) -> tuple[float, float, bool]:
+    """Sum the gradients of all batches, over all ranks, and apply them once.
+
+    Returns the summed loss, the gradient's norm, and whether any rank was asked to stop.
+    """
     total: Parameters = {}
-    for batch, row_keys in zip(step.batches, keys, strict=True):
-        loss, gradient = gradients(
-            state.parameters,
-            feed(batch),
-            None if row_keys is None else mx.array(row_keys),
-        )
+    by_row = np.zeros(len(step.rows), np.float32)
+    starts = [0, *accumulate(len(batch.rows) for batch in step.batches)]
+    waiting: list[tuple[int, mx.array]] = []
+    for place in ranks.own(step.batches):
+        batch, row_keys = step.batches[place], keys[place]
+        fed, fed_keys = feed(batch), None if row_keys is None else mx.array(row_keys)
+        with packed(batch.lengths):
+            loss, gradient = gradients(state.parameters, fed, fed_keys)
         total = tree_map(mx.add, total, gradient) if total else gradient
         # Start now: the activations of one batch are gone before those of the next.
         mx.async_eval(total, loss)  # type: ignore[no-untyped-call]  # MLX has no stub for it
-        losses.append(loss)
+        waiting.append((starts[place], loss))
+    for start, loss in waiting:
+        by_row[start : start + loss.size] = loss
+    total = total or tree_map(mx.zeros_like, state.parameters)
+    told = [mx.array(by_row), mx.array([float(stop)])]
+    summed, [losses, stops] = _over_ranks(ranks, total, told)
     counts = mx.array([max(step.supervised_tokens, 1)], mx.float32)
     parameters, optimizers, norms = update(
-        state.parameters, total, state.optimizers, counts, mx.array([rate], mx.float32)
+        state.parameters, summed, state.optimizers, counts, mx.array([rate], mx.float32)
     )
     mx.eval(parameters, optimizers, norms)
     where = f"train step {step.number + 1}"
@@ -195,7 +218,18 @@ def take_step(
     if not math.isfinite(norm):
         raise _not_finite(where, "gradient norm", norm, step.rows)
     state.parameters, state.optimizers = parameters, optimizers
-    return loss_sum, norm
+    return loss_sum, norm, bool(stops.item())
+
+
+def _over_ranks(
+    ranks: Ranks, gradients: Parameters, others: Sequence[mx.array]
+) -> tuple[Parameters, list[mx.array]]:
+    names = [(path, name) for path, weights in gradients.items() for name in weights]
+    summed = ranks.total([*(gradients[path][name] for path, name in names), *others])
+    result: Parameters = {path: {} for path in gradients}
+    for (path, name), value in zip(names, summed, strict=False):
+        result[path][name] = value
+    return result, summed[len(names) :]
 
 
 def validation_loss(
@@ -205,16 +239,25 @@ def validation_loss(
     batch_size: int,
     report: Reporter,
     feed: Feed = batch_arrays,
+    layout: Layout = BY_LENGTH,
+    ranks: Ranks = ALONE,
 ) -> float | None:
     """Return the mean loss of all supervised tokens of the split; None where it has none."""
-    total, tokens = 0.0, 0
-    for batch in validation_batches(valid, batch_size, few_shapes=few_shapes()):
-        if report.stop_requested():
+    by_row, tokens = np.zeros((2, len(valid)), np.float32)
+    for batch in validation_batches(valid, batch_size, layout, ranks.rank):
+        if ranks.size == 1 and report.stop_requested():
             raise StopRequested
-        found = losses(parameters, feed(batch))
-        total += _checked_sum("validation", batch.rows, [found])
-        tokens += batch.supervised_tokens
-    return total / tokens if tokens else None
+        fed = feed(batch)
+        with packed(batch.lengths):
+            by_row[list(batch.rows)] = losses(parameters, fed)
+        tokens[list(batch.rows)] = batch.counts
+    found, counted, stops = ranks.total(
+        [mx.array(by_row), mx.array(tokens), mx.array([float(report.stop_requested())])]
+    )
+    if stops.item():
+        raise StopRequested
+    total, count = _checked_sum("validation", range(len(valid)), found), np.array(counted).sum()
+    return total / float(count) if count else None
 
 
 def _keep_best(best: Best, parameters: Parameters, loss: float | None, progress: Progress) -> None:
@@ -235,9 +278,14 @@ def _validation_steps(per_epoch: int, total: int, per_epoch_validations: int) ->
     return {step for step in range(1, total) if (step - 1) % per_epoch + 1 in within} | {total}
 
 
-def _checked_sum(where: str, rows: Sequence[int], losses: Sequence[mx.array]) -> float:
+def _longest_pass(rows: Rows, train: Train) -> int:
+    """Return the most tokens that rows computed together may have."""
+    return int(np.sort(rows.lengths)[-train.batch_size :].sum())
+
+
+def _checked_sum(where: str, rows: Sequence[int], losses: mx.array) -> float:
     """Sum the rows' losses in float64; raises StageError naming the rows that are not finite."""
-    values = np.concatenate([np.array(loss, dtype=np.float64) for loss in losses])
+    values = np.array(losses, dtype=np.float64)
     if not np.isfinite(values).all():
         bad = [row for row, value in zip(rows, values, strict=True) if not math.isfinite(value)]
         raise _not_finite(where, "loss", values.sum(), bad)

@@ -11,6 +11,7 @@ from mlx.utils import tree_map
 from stages.lora.bank import Bank, Parameters
 from stages.lora.full import Tuning
 from stages.settings import Optimizer
+from stages.training.cpu_functions import positions_in_rows
 from stages.training.cpu_gradients import cpu_gradients, cpu_losses
 from stages.training.head import UNCUT, Cut, find_cut
 from stages.training.loss import BatchArrays, row_losses
@@ -152,7 +153,5 @@ def _token_keys(row_keys: mx.array | None, batch: BatchArrays) -> mx.array | Non
     """Give each token of a row its own key: (B, T, 2); None: nothing is dropped."""
     if row_keys is None:
         return None
-    position = mx.arange(batch[0].shape[1], dtype=mx.uint32)
-    offsets = mx.stack([mx.zeros_like(position), position], axis=1)
-    keys: mx.array = row_keys[:, None, :] + offsets
-    return keys
+    row, place = positions_in_rows(batch[0])
+    return row_keys[row] + mx.stack([mx.zeros_like(place), place], axis=-1)

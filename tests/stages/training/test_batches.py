@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stages.data.rows import Rows, write_rows
 from stages.settings import Train
 from stages.training.batches import (
+    Layout,
     collate,
     count_steps,
     deal,
@@ -196,7 +197,7 @@ def test_few_shapes_are_few(make_rows: ROWS) -> None:
     """Rows of up to 400 tokens have at most 16 widths per doubling, and eight counts for each."""
     rows = make_rows(np.random.default_rng(1).integers(2, 400, 600).tolist())
     few = {(batch.inputs.shape, len(batch.targets))
-           for batch in validation_batches(rows, 4, few_shapes=True)}  # fmt: skip
+           for batch in validation_batches(rows, 4, Layout(few_shapes=True))}  # fmt: skip
     assert len({shape for shape, _ in few}) <= 32 + 16 * 4
     assert max(sum(shape == other for other, _ in few) for shape, _ in few) <= 8
 

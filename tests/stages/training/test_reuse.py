@@ -168,7 +168,7 @@ def test_quantized_bfloat16_base_has_the_losses_without(
 def test_each_row_goes_through_the_frozen_blocks_once(
     trainer: Trainer, tiny_llama: LLAMA, settings: SETTINGS
 ) -> None:
-    """Over three epochs with two validations each, and one before; and once per pass without."""
+    """Over three epochs with two validations each, and one before; in tokens, packed without."""
     counts = []
     for cache in (None, 1.0):
         bank = top(tiny_llama(num_hidden_layers=3))
@@ -177,7 +177,7 @@ def test_each_row_goes_through_the_frozen_blocks_once(
 
         class Counted(kind):  # type: ignore[misc, valid-type]
             def __call__(self, x: mx.array, *arguments: Any, **options: Any) -> mx.array:
-                seen[0] += x.shape[0]  # noqa: B023 (called within this round)
+                seen[0] += x.shape[0] * x.shape[1]  # noqa: B023 (called within this round)
                 return super().__call__(x, *arguments, **options)
 
         low.__class__ = Counted
@@ -188,8 +188,13 @@ def test_each_row_goes_through_the_frozen_blocks_once(
 
         trainer(bank, settings(epochs=3, validations_per_epoch=2, prefix_cache_gb=cache), start)
         counts.append(seen[0])
-    # And one on which it is found out where the head can be cut off.
-    assert counts == [3 * len(LENGTHS) + 7 * len(VALID) + 1, len(LENGTHS) + len(VALID) + 1]
+    # Three tokens tell where the head can be cut off, a long pass and two rows whether to pack.
+    proof = 3 + sum(sorted(LENGTHS)[-4:]) + 4 + 3
+    train, valid = (sum(length - 1 for length in lengths) for lengths in (LENGTHS, VALID))
+    groups = [sorted(lengths)[at : at + 4]
+              for lengths in (LENGTHS, VALID) for at in range(0, len(lengths), 4)]  # fmt: skip
+    kept = sum(len(group) * (group[-1] - 1) for group in groups)
+    assert counts == [3 * train + 7 * valid + proof, kept + proof]
 
 
 @pytest.mark.parametrize("budget", [1.0, 25_000 / 1e9])

@@ -17,7 +17,7 @@ from stages.settings import Optimizer, Train
 from stages.training import cross_entropy as cross_entropy_module
 from stages.training import loss as loss_module
 from stages.training import step as step_module
-from stages.training.batches import collate, dropout_keys, training_steps
+from stages.training.batches import Layout, collate, dropout_keys, training_steps
 from stages.training.loop import State, take_step
 from stages.training.loss import batch_arrays
 from stages.training.step import compile_gradients, compile_update, initial_states, tuned_cut
@@ -131,7 +131,7 @@ def test_tokens_weigh_the_same_in_every_batch(
     gradients, update = compile_gradients(bank, tuned_cut(bank)), compile_update(bank, [adamw()])
     (step,) = training_steps(rows, settings(batch_size=1, grad_accumulation_steps=4), 0)
     state = State(bank.parameters(), initial_states(bank, [adamw()]))
-    _, norm = take_step(gradients, update, state, step, [None] * 4, 1e-3)
+    _, norm, _ = take_step(gradients, update, state, step, [None] * 4, 1e-3)
     whole = collate(rows, range(4))
     _, summed = gradients(bank.parameters(), batch_arrays(whole), None)
     squares = sum(float(g.square().sum()) for _, g in tree_flatten(summed))
@@ -146,7 +146,7 @@ def course_of(
     update = compile_update(tuning, [optimizer])
     state = State(tuning.parameters(), initial_states(tuning, [optimizer]))
     course = []
-    for step in training_steps(rows, train, 0, few_shapes=few_shapes):
+    for step in training_steps(rows, train, 0, Layout(few_shapes=few_shapes)):
         keys = [dropout_keys(0, step.epoch, batch.rows) if tuning.has_dropout else None
                 for batch in step.batches]  # fmt: skip
         course.append(take_step(gradients, update, state, step, keys, 1e-2 / (1 + step.number)))
