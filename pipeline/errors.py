@@ -3,6 +3,7 @@
 PipelineError
 ├── Refused       1    a key, value, option, data or file the user can mend
 ├── Unable        3    the environment: no MLX, space, memory, network
+│   └── OutOfMemory    a stage held more memory than there is, or than it may
 ├── Interrupted   130  Ctrl-C (143: terminated); the run can be started again
 └── Broken        70   a bug, with its traceback and where to report it
 """
@@ -39,6 +40,10 @@ class Unable(PipelineError):
     """Report an environment in which the work cannot be done."""
 
     exit_code = 3
+
+
+class OutOfMemory(Unable):
+    """Report a stage that held more memory than there is, or than it may."""
 
 
 class Interrupted(PipelineError):

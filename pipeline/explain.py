@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline import environment, keys, requests
+from pipeline import environment, keys, requests, retreats
 from pipeline.data_sources import describe
 from pipeline.errors import Unable
 from pipeline.keys import Plan, Planned
@@ -35,8 +35,8 @@ def explain(config: Config, *, parent: Parent | None = None) -> None:
 
     Raises what the run itself would be refused for.
     """
-    plan = keys.make(config, parent)
     store = Store(Path(config.outputs) / "store")
+    plan = retreats.follow(keys.make(config, parent), config, store)
     keys.check_upstream(plan, config, store, parent)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("stage", "would", "key", "why"):

@@ -14,7 +14,7 @@ from pipeline.resolved import digest
 from pipeline.schema import Config
 from pipeline.store import Store
 from stages.data_settings import Data
-from stages.settings import Model
+from stages.settings import Model, Train
 
 TINY = "stages.models.tiny.build"
 
@@ -43,6 +43,8 @@ class Plan:
     """The base model as configured, at the commit that this run uses."""
     data: Data
     """The data as configured, at the commits that this run uses."""
+    train: Train
+    """How rows are trained on: as configured, or in smaller batches as retreats.py has them."""
     data_commits: dict[str, str]
     """The commit of each data set of the hub, by its name."""
     source: Source
@@ -100,6 +102,7 @@ def make(config: Config, parent: Parent | None) -> Plan:
         steps=tuple(planned),
         model=model,
         data=data_sources.pinned(config.data, commits),
+        train=config.train,
         data_commits=commits,
         source=source,
         made_model=made_model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ class MetricsFile:
         self.stage = ""
         self._path = path
         self._rows: list[IO[str]] = []
+        self._start = 0
         with reported(path):
             path.unlink(missing_ok=True)
 
@@ -27,6 +29,7 @@ class MetricsFile:
         """Start a stage; its rows go to `history` too, which is committed with it."""
         self.stage = stage
         with reported(self._path):
+            self._start = self._path.stat().st_size if self._path.exists() else 0
             self._rows = [path.open("a", encoding="utf-8") for path in (self._path, history)]
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
@@ -41,6 +44,11 @@ class MetricsFile:
             for stream in self._rows:
                 stream.write(line)
                 stream.flush()
+
+    def forget(self) -> None:
+        """Take the rows of the stage in progress back: it starts anew."""
+        with reported(self._path):
+            os.truncate(self._path, self._start)
 
     def end(self) -> None:
         """Close the files of the stage in progress."""

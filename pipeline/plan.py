@@ -74,7 +74,16 @@ TABLE: tuple[Step, ...] = (
         keyword="adapter",
         libraries=_MLX_LIBRARIES,
         tensors=True,
-        unkeyed=frozenset({"lora.stage", "train.log_every", "train.callbacks", "train.trackio"}),
+        # A limit that changes the micro-batch gives another key by that: see retreats.py.
+        unkeyed=frozenset(
+            {
+                "lora.stage",
+                "train.log_every",
+                "train.callbacks",
+                "train.trackio",
+                "train.memory_limit",
+            }
+        ),
     ),
     Step(
         name="merge",

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import environment
+from pipeline import deaths, environment
 from pipeline.durable import reported
-from pipeline.errors import Broken, Interrupted, PipelineError, Refused, Unable
+from pipeline.errors import Broken, Interrupted, OutOfMemory, PipelineError, Refused, Unable
 
 Event = dict[str, Any]
 HandedOver = dict[str, tuple[str, dict[str, Any]]]
@@ -26,6 +26,7 @@ class WorkerProcess:
     def __init__(self, log: Path, model_path: str | None = None) -> None:
         variables = {**environment.worker_variables(model_path), "PYTHONPATH": _import_path()}
         self._log = log
+        self._kills_before = deaths.kills_for_memory()
         with reported(log), log.open("ab") as stream:
             self._process = subprocess.Popen(
                 # Without -P, files of the user's in the working directory would be imported.
@@ -88,13 +89,7 @@ class WorkerProcess:
             pass  # The worker is gone: reading its events says so, with the reason.
 
     def _died(self, stage: str) -> PipelineError:
-        code = self._process.wait()
-        if code == -signal.SIGKILL:
-            mend = (
-                "lower train.batch_size or data.max_seq_length; other programs may be using memory"
-            )
-            return Unable(stage, "the worker was killed, most likely for lack of memory", mend)
-        return Broken(stage, f"the worker ended with code {code}", self._log_tail())
+        return deaths.cause(stage, self._process.wait(), self._log_tail(), self._kills_before)
 
     def _log_tail(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -112,5 +107,6 @@ def _failure(stage: str, event: Event) -> PipelineError:
         return Broken(stage, event["found"], event["traceback"])
     if event["kind"] == "stop":
         return Interrupted(signal.SIGINT)
-    kind = Unable if event["kind"] == "unable" else Refused
+    kinds = {"unable": Unable, "memory": OutOfMemory}
+    kind = kinds.get(event["kind"], Refused)
     return kind(event["where"], event["found"], event["mend"])

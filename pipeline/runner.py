@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline import environment, fingerprint, hub, keys, requests, summary
-from pipeline.errors import Interrupted, PipelineError, Refused
+from pipeline import environment, fingerprint, hub, keys, requests, retreats, summary
+from pipeline.errors import Interrupted, OutOfMemory, PipelineError, Refused
 from pipeline.keys import Plan, Planned
 from pipeline.latest import update_latest
 from pipeline.manifest import Entry
@@ -60,15 +60,25 @@ class Run:
 
     def execute(self) -> None:
         """Go through the plan."""
-        for planned in self.plan.steps:
-            self.check_stop()
-            if planned.step.name == "model" and not self.plan.made_model:
-                with self._ending_at_once():
-                    self.handed_over["model"] = requests.model_directory(self.plan, log.info)
-            elif not planned.step.stored:
-                self._serve(planned)
-            elif planned.needed or self.store.find(planned.step.name, planned.key):
+        for position in range(len(self.plan.steps)):
+            self._step(position)
+
+    def _step(self, position: int) -> None:
+        planned = self.plan.steps[position]
+        self.check_stop()
+        if planned.step.name == "model" and not self.plan.made_model:
+            with self._ending_at_once():
+                self.handed_over["model"] = requests.model_directory(self.plan, log.info)
+        elif not planned.step.stored:
+            self._serve(planned)
+        elif planned.needed or self.store.find(planned.step.name, planned.key):
+            try:
                 self._stage(planned)
+            except OutOfMemory as lack:
+                if planned.step.name != "train" or self._stopping():
+                    raise
+                self.plan = retreats.retreat(self.plan, self.config, self.store, lack)
+                self._step(position)
 
     def _stage(self, planned: Planned) -> None:
         step, key = planned.step, planned.key
@@ -99,8 +109,11 @@ class Run:
             done = self._work(planned, staging)
             self.check_stop()
             self._check_unchanged(planned)
-        except PipelineError:
+        except PipelineError as error:
             self.store.discard(staging)
+            if isinstance(error, OutOfMemory):
+                self.metrics.forget()
+                self.close()
             raise
         finally:
             self.metrics.end()
@@ -136,13 +149,15 @@ class Run:
         step = planned.step
         if step.tensors:
             environment.require_mlx()
+        if step.name == "train" and self.config.train.memory_limit is not None:
+            self.close()  # What earlier stages left in its memory would count.
         if self.worker is None:
             self.worker = WorkerProcess(
                 self.record.directory / "pipeline.log", self.config.model.path
             )
         # A signal from before there was a worker has not reached it.
         self.check_stop()
-        config = replace(self.config, data=self.plan.data)
+        config = replace(self.config, data=self.plan.data, train=self.plan.train)
         request = requests.build(planned, config, self.handed_over, self._extra(step), out)
         try:
             return self.worker.run(request, self._on_event)
@@ -175,9 +190,10 @@ class Run:
             self.ends_at_once = False
 
     def close(self) -> None:
-        """End the worker."""
+        """End the worker; a stage that needs one starts another."""
         if self.worker:
             self.worker.close()
+            self.worker = None
 
     def _on_event(self, event: Event) -> None:
         if event["event"] == "log":
@@ -241,7 +257,7 @@ def execute(
 
     Raises a `PipelineError` for whatever ended the run; its record says so too.
     """
-    plan = keys.make(config, parent)
+    plan = retreats.follow(keys.make(config, parent), config, _store(config))
     keys.check_upstream(plan, config, _store(config), parent)
     with ExitStack() as stack:
         record = stack.enter_context(

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifacts import ARTIFACTS, Artifact
-from stages.errors import EnvironmentFailure, StageError, StopRequested
+from stages.errors import EnvironmentFailure, OutOfMemory, StageError, StopRequested
+from stages.memory import lacks_memory
 from stages.settings import GROUPS, from_values
 
 Send = Callable[[Mapping[str, Any]], None]
@@ -91,9 +92,10 @@ def peak_memory_bytes() -> int:
 
 def failure(error: BaseException) -> dict[str, Any]:
     """Return the event that tells the orchestrator what went wrong."""
-    if isinstance(error, MemoryError) or "malloc" in str(error):
+    if isinstance(error, MemoryError) or lacks_memory(str(error)):
         mend = "lower train.batch_size or data.max_seq_length"
-        error = EnvironmentFailure("memory", f"the stage ran out of memory ({error})", mend)
+        said = f" ({error})" if str(error) else ""
+        error = OutOfMemory("memory", f"the stage ran out of memory{said}", mend)
     elif found := _refused_by_disk(error):
         place = str(getattr(error, "filename", None) or "outputs")
         mend = "free some space, or set outputs=<a folder on another disk>"
@@ -101,6 +103,7 @@ def failure(error: BaseException) -> dict[str, Any]:
     if isinstance(error, StageError):
         kind = "stop" if isinstance(error, StopRequested) else "refused"
         kind = "unable" if isinstance(error, EnvironmentFailure) else kind
+        kind = "memory" if isinstance(error, OutOfMemory) else kind
         where, found, mend = error.where, error.found, error.mend
         return {"event": "failed", "kind": kind, "where": where, "found": found, "mend": mend}
     text = "".join(traceback.format_exception(error))

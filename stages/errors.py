@@ -4,6 +4,7 @@ StageError               says where, what was found, and what to do
 ├── SettingError         a configuration value the user can mend (also a ValueError)
 ├── InputError           a file, row or model the user can mend
 ├── EnvironmentFailure   memory, disk, network or a missing package
+│   └── OutOfMemory      the work holds more than there is, or more than it may
 └── StopRequested        the run was asked to stop; nothing is wrong
 """
 
@@ -38,6 +39,10 @@ class InputError(StageError):
 
 class EnvironmentFailure(StageError):
     """Report a machine that cannot do the work: memory, disk, network, a missing package."""
+
+
+class OutOfMemory(EnvironmentFailure):
+    """Report work that needs more memory than there is, or than it may hold."""
 
 
 class StopRequested(StageError):

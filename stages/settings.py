@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from stages.data_settings import Data
 from stages.errors import SettingError, require, require_counts, require_option
+from stages.memory import size_bytes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -203,6 +204,9 @@ class Train:
     prefix_cache_gb: float | None = None
     """Disk for what the blocks below the lowest adapter give, in gigabytes: it is then computed
     once for each row; null computes it each time."""
+    memory_limit: int | str | None = None
+    """Most memory that training may hold, such as 6GB: where it is too little, batch_size is
+    halved and as many more passes make a step; null takes what the machine has."""
     validations_per_epoch: int
     """Times per epoch that the validation loss is measured; the best adapter is kept."""
     patience: int | None = None
@@ -220,6 +224,7 @@ class Train:
         cache = self.prefix_cache_gb
         require(cache is None or 0 < cache < math.inf, "train.prefix_cache_gb", cache,
                "more than 0, or null to keep nothing")  # fmt: skip
+        size_bytes("train.memory_limit", self.memory_limit)
         for callback in self.callbacks:
             name, _, function = callback.rpartition(":")
             written = bool(name) and function.isidentifier()

@@ -22,6 +22,7 @@ from stages.settings import Lora, Optimizer, Train
 from stages.training.batches import count_steps
 from stages.training.callbacks import Watched, watching
 from stages.training.curve import save_curve
+from stages.training.footprint import announce
 from stages.training.loop import fit
 from stages.training.peak import peak_learning_rate
 from stages.training.reuse import reused_prefix
@@ -44,7 +45,8 @@ def train(
     prepare is copied beside them, and its digest recorded. The same arguments on the same kind
     of machine give the same bytes. Raises SettingError for targets that the model does not have
     and for all weights of a quantized model, InputError without a token to train on, StageError
-    at a loss that is not finite, StopRequested when asked to stop. `loss.png` shows the course.
+    at a loss that is not finite, OutOfMemory where it would hold or holds more than
+    train.memory_limit, StopRequested when asked to stop. `loss.png` shows the course.
     """
     with watching(report, train.callbacks, train.trackio) as watched:
         return _train(
@@ -82,6 +84,7 @@ def _train(
     for name, group in (("lora", lora), ("optimizer", optimizer), ("train", train)):
         facts |= {f"{name}.{key}": value for key, value in asdict(group).items()}
     report.start(facts)
+    announce(tuning, rows, optimizer, train, config, report)
     with reused_prefix(tuning, rows, valid, train=train, out=out, report=report) as feeds:
         best, metrics = fit(
             tuning, rows, valid, optimizer=optimizer, train=train, seed=seed, report=report,
@@ -93,7 +96,8 @@ def _train(
     else:
         extra = {"type": lora.type, "alpha": lora.alpha}
         save_adapter(out, best, tuning.shapes[0], tuning.targets, extra, template)
-    metrics |= {"train.trainable_parameters": trainable, "train.peak_learning_rate": peak}
+    metrics |= {"train.trainable_parameters": trainable, "train.peak_learning_rate": peak,
+                "train.micro_batch_size": train.batch_size}  # fmt: skip
     save_curve(out, report.curve, report)
     report.outcome = metrics
     return Adapter(directory=out, metrics=metrics)

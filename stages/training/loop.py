@@ -20,6 +20,7 @@ from stages.data.rows import Rows
 from stages.errors import SettingError, StageError, StopRequested
 from stages.lora.bank import Parameters
 from stages.lora.full import Tuning
+from stages.memory import size_bytes
 from stages.settings import Optimizer, Train
 from stages.training.batches import (
     BY_LENGTH,
@@ -33,6 +34,7 @@ from stages.training.batches import (
 from stages.training.checkpointing import gradient_checkpointing
 from stages.training.cpu_functions import cpu_functions, packed
 from stages.training.head import UNCUT
+from stages.training.held import Limited
 from stages.training.loss import batch_arrays
 from stages.training.optimizers import learning_rate
 from stages.training.packing import can_pack
@@ -112,7 +114,9 @@ def _fit(
         report.log(f"the head of {type(tuning.model).__module__.rpartition('.')[2]} cannot be cut "
                    "off: it makes the logits of all tokens, supervised or not")  # fmt: skip
     layout = Layout(few_shapes(), can_pack(tuning, cut, _longest_pass(rows, train)), ranks.size)
-    gradients, losses = compile_gradients(tuning, cut), compile_losses(tuning, cut)
+    limited = Limited(size_bytes("train.memory_limit", train.memory_limit), ranks.size)
+    gradients = limited.over(compile_gradients(tuning, cut))
+    losses = limited.over(compile_losses(tuning, cut))
     update = compile_update(tuning, [optimizer], b_learning_rate_ratio)
     states = initial_states(tuning, [optimizer], b_learning_rate_ratio)
     state = State(tuning.parameters(), states)

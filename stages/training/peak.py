@@ -17,7 +17,8 @@ EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
 SMALLEST_WIDTH = 256
 """Narrower models get the rate of this width; below it nothing was ever measured."""
 
-_WIDTHS = ("hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim")
+WIDTHS = ("hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim")
+"""What configs call the width of the hidden states."""
 
 
 def peak_learning_rate(optimizer: Optimizer, config: Mapping[str, Any], *, full: bool) -> float:
@@ -31,7 +32,7 @@ def peak_learning_rate(optimizer: Optimizer, config: Mapping[str, Any], *, full:
     if not isinstance(optimizer.learning_rate, str):
         return optimizer.learning_rate
     text = config.get("text_config") or config
-    width = next((text[name] for name in _WIDTHS if isinstance(text.get(name), int)), None)
+    width = next((text[name] for name in WIDTHS if isinstance(text.get(name), int)), None)
     if width is None:
         raise SettingError("optimizer.learning_rate", "found 'auto', but the model's config.json "
                            "names no hidden_size", "set a number such as 2e-4")  # fmt: skip

@@ -57,7 +57,7 @@ def test_signal_ends_cleanly(tmp_path: Path, number: signal.Signals, code: int) 
 
 
 def test_killed_worker_ends_the_run_with_a_reason(tmp_path: Path) -> None:
-    """Kill -9 of the worker, as for lack of memory: exit code 3, status `failed`, no result."""
+    """Kill -9 of the worker, without a lack of memory: exit code 3, status `failed`, no result."""
     process = cli.start(tmp_path, *LONG)
     training(process, tmp_path)
     for child in children(process.pid):

@@ -30,3 +30,21 @@ def test_full_disk_is_no_bug(tmp_path: Path) -> None:
     with pytest.raises(Unable, match="no space left"):
         rows.add(1, {"train.loss": 1.0})
     rows.end()
+
+
+def test_rows_of_an_attempt_are_taken_back(tmp_path: Path) -> None:
+    """What a stage told before it starts anew goes; what stood there before it stays."""
+    rows = MetricsFile(tmp_path / "metrics.jsonl")
+    for stage, fails in (("model", False), ("train", True), ("train", False)):
+        rows.begin(stage, tmp_path / "history.jsonl")
+        for step in (1, 2):
+            rows.add(step, {"loss": 0.5})
+        if fails:
+            rows.forget()
+        rows.end()
+    assert rows_of(tmp_path) == [("model", 1), ("model", 2), ("train", 1), ("train", 2)]
+
+
+def rows_of(folder: Path) -> list[tuple[str, int]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [(row["stage"], row["step"]) for row in map(json.loads, lines)]

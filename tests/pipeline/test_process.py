@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import Broken, Interrupted, Refused, Unable
+from pipeline.errors import Broken, Interrupted, OutOfMemory, Refused, Unable
 from pipeline.process import WorkerProcess
 from pipeline.worker import failure
 
@@ -31,6 +31,9 @@ def good(data, seed, *, report, out):
 
 def refuses(*, report, out):
     raise InputError("rows.jsonl:3", "found no messages", "add them")
+
+def starves(*, report, out):
+    raise MemoryError
 
 def breaks(*, report, out):
     return 1 / 0
@@ -151,6 +154,22 @@ def test_mlx_that_cannot_write_is_no_bug() -> None:
     assert event["kind"] == "unable"
 
 
+def test_lack_of_memory_arrives_as_such(worker: WorkerProcess, tmp_path: Path) -> None:
+    """A MemoryError ends the stage as OutOfMemory, exit code 3, in words of ours."""
+    with pytest.raises(OutOfMemory) as caught:
+        worker.run(request(tmp_path, "starves"), lambda event: None)
+    assert caught.value.exit_code == 3
+    assert caught.value.found == "the stage ran out of memory"
+    assert "train.batch_size" in caught.value.mend
+
+
+def test_mlx_without_memory_is_no_bug() -> None:
+    """MLX raises no MemoryError: its words are those of 0.32.4."""
+    event = failure(RuntimeError("[malloc] Unable to allocate 25600000000 bytes."))
+    assert event["kind"] == "memory"
+    assert "25600000000" in event["found"]
+
+
 def test_worker_imports_what_its_parent_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +219,7 @@ def test_stop_holds_until_it_is_taken_back(worker: WorkerProcess, tmp_path: Path
 
 
 def test_killed_worker_is_named_as_lack_of_memory(worker: WorkerProcess, tmp_path: Path) -> None:
-    """Kill -9, which is how the kernel answers lack of memory, gives exit code 3 and a mend."""
+    """Kill -9 gives exit code 3, whether it was for memory, and a mend; see test_deaths.py."""
 
     def kill(event: dict[str, Any]) -> None:
         os.kill(int(event["message"]), signal.SIGKILL)
