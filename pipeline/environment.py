@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Unable
+from stages.errors import SettingError
+from stages.settings import Train
+
+MOST_WORKERS = 4
+"""Processes that train together unless train.workers says more: each holds the base's weights."""
 
 _AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
@@ -71,13 +76,36 @@ def blas_threads(model_path: str | None) -> int:
     return 1 if model_path == "tiny" else cpu_count()
 
 
-def worker_variables(model_path: str | None = None) -> dict[str, str]:
+def training_workers(train: Train) -> int:
+    """Return how many processes train together: as configured, else 1 on a GPU, on a CPU a few.
+
+    There MLX computes all but matrix products on one core, so each core gets a process of its own,
+    up to MOST_WORKERS. Raises SettingError for more of them than a step has rows.
+    """
+    rows = train.batch_size * train.grad_accumulation_steps
+    if train.workers is None:
+        return 1 if device() == "gpu" else min(cpu_count(), rows, MOST_WORKERS)
+    if train.workers > 1 and device() == "gpu":
+        raise SettingError("train.workers", f"found {train.workers}, but one process uses all of "
+                           "a GPU", "leave train.workers out")  # fmt: skip
+    if train.workers > rows:
+        raise SettingError("train.workers", f"found {train.workers}, but a step has {rows} rows",
+                           "lower it, or raise train.batch_size")  # fmt: skip
+    return train.workers
+
+
+def threads_of_each(workers: int, model_path: str | None) -> int:
+    """Return the threads of OpenBLAS in each of the processes that train together."""
+    return max(blas_threads(model_path) // workers, 1)
+
+
+def worker_variables(model_path: str | None = None, threads: int | None = None) -> dict[str, str]:
     """Return the environment variables that must be set before the worker's Python starts."""
     if sys.platform != "linux":
         return {}
     kernel = blas_kernel()
     return {
-        "OPENBLAS_NUM_THREADS": str(blas_threads(model_path)),
+        "OPENBLAS_NUM_THREADS": str(threads or blas_threads(model_path)),
         # Large arrays come and go each step: keep them in the heap instead of mapping anew.
         "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
@@ -87,13 +115,15 @@ def worker_variables(model_path: str | None = None) -> dict[str, str]:
     }
 
 
-def execution(dtype: str | None, model_path: str | None = None) -> dict[str, Any]:
+def execution(dtype: str | None, model_path: str | None = None, workers: int = 1) -> dict[str, Any]:
     """Return what of the machine decides the bytes of a result: part of a stage's key."""
     facts: dict[str, Any] = {"device": device(), "dtype": compute_dtype(dtype)}
     if sys.platform == "linux" and facts["device"] == "cpu":
         facts["blas_kernel"] = blas_kernel() or platform.machine()
         facts |= versions(("scipy-openblas32",))
-        facts["blas_threads"] = blas_threads(model_path)
+        facts["blas_threads"] = threads_of_each(workers, model_path)
+    if workers > 1:
+        facts["workers"] = workers
     return facts
 
 

@@ -47,7 +47,9 @@ def ingredients(
         "libraries": environment.versions(step.libraries),
     }
     if step.tensors:
-        made_of["execution"] = environment.execution(config.model.dtype, config.model.path)
+        workers = environment.training_workers(config.train) if step.name == "train" else 1
+        facts = environment.execution(config.model.dtype, config.model.path, workers)
+        made_of["execution"] = facts
     return made_of
 
 

@@ -78,6 +78,8 @@ TABLE: tuple[Step, ...] = (
         unkeyed=frozenset(
             {
                 "lora.stage",
+                # How many there come to be stands with the machine.
+                "train.workers",
                 "train.log_every",
                 "train.callbacks",
                 "train.trackio",

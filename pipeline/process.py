@@ -23,8 +23,11 @@ HandedOver = dict[str, tuple[str, dict[str, Any]]]
 class WorkerProcess:
     """A running worker. It is killed when this process dies, and inherits no lock."""
 
-    def __init__(self, log: Path, model_path: str | None = None) -> None:
-        variables = {**environment.worker_variables(model_path), "PYTHONPATH": _import_path()}
+    def __init__(
+        self, log: Path, model_path: str | None = None, threads: int | None = None
+    ) -> None:
+        variables = environment.worker_variables(model_path, threads)
+        variables["PYTHONPATH"] = _import_path()
         self._log = log
         self._kills_before = deaths.kills_for_memory()
         with reported(log), log.open("ab") as stream:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,17 @@ def build(
         "stage": step.name,
         "function": planned.function,
         "tensors": step.tensors,
-        "settings": [(name, _plain(getattr(config, name))) for name in step.settings],
+        "settings": [(name, _settings(config, name)) for name in step.settings],
         "handed_over": {keyword: handed_over[keyword] for keyword in keywords},
         "extra": dict(extra),
         "out": str(out.resolve()),
     }
 
 
-def _plain(value: Any) -> Any:
+def _settings(config: Config, name: str) -> Any:
+    value = getattr(config, name)
+    if name == "train":
+        value = replace(value, workers=environment.training_workers(value))
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline import environment, fingerprint, hub, keys, requests, retreats, summary
+from pipeline import environment, fingerprint, hub, keys, replicas, requests, retreats, summary
 from pipeline.errors import Interrupted, OutOfMemory, PipelineError, Refused
 from pipeline.keys import Plan, Planned
 from pipeline.latest import update_latest
@@ -160,7 +160,14 @@ class Run:
         config = replace(self.config, data=self.plan.data, train=self.plan.train)
         request = requests.build(planned, config, self.handed_over, self._extra(step), out)
         try:
-            return self.worker.run(request, self._on_event)
+            return replicas.run(
+                self.worker,
+                request,
+                self._on_event,
+                workers=environment.training_workers(config.train) if step.name == "train" else 1,
+                log=self.record.directory / "pipeline.log",
+                model_path=config.model.path,
+            )
         except PipelineError:
             self.record.stage(step.name, planned.key, "failed", None)
             raise

@@ -16,7 +16,8 @@ import resource
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,25 @@ def run_stage(request: Mapping[str, Any], report: WorkerReporter) -> dict[str, A
     extra = {k: Path(v) if k == "source" and v else v for k, v in request["extra"].items()}
     if "out" in request:
         extra["out"] = Path(request["out"])
-    artifact = function(*settings, **handed_over, **extra, report=report)
+    with _placed(request.get("place")):
+        artifact = function(*settings, **handed_over, **extra, report=report)
     return {
         "event": "done",
         "metrics": artifact.metrics,
         "peak_memory_bytes": peak_memory_bytes(),
     }
+
+
+@contextmanager
+def _placed(place: Mapping[str, Any] | None) -> Iterator[None]:
+    """Give this process its place among those that train together; None: it is alone."""
+    if place is None:
+        yield
+        return
+    # Read by MLX's distributed engine when the stage joins the others.
+    os.environ.update(MLX_RANK=str(place["rank"]), MLX_HOSTFILE=place["hostfile"])
+    with importlib.import_module("stages.models.blas").threads(place["threads"]):
+        yield
 
 
 def peak_memory_bytes() -> int:

@@ -201,6 +201,9 @@ class Train:
     """Batches whose gradients make one step; the effective batch is batch_size times this."""
     gradient_checkpointing: bool
     """Keep only each block's inputs and compute the rest again: less memory, a third more time."""
+    workers: int | None = None
+    """Processes that compute a part of each step; null takes one for each core of a CPU, four at
+    most, and one on a GPU."""
     prefix_cache_gb: float | None = None
     """Disk for what the blocks below the lowest adapter give, in gigabytes: it is then computed
     once for each row; null computes it each time."""
@@ -220,6 +223,7 @@ class Train:
 
     def __post_init__(self) -> None:
         require_counts(self, "train", "epochs", "steps", "batch_size", "grad_accumulation_steps",
+                      "workers",
                       "validations_per_epoch", "patience", "log_every")  # fmt: skip
         cache = self.prefix_cache_gb
         require(cache is None or 0 < cache < math.inf, "train.prefix_cache_gb", cache,

@@ -25,6 +25,7 @@ from stages.training.curve import save_curve
 from stages.training.footprint import announce
 from stages.training.loop import fit
 from stages.training.peak import peak_learning_rate
+from stages.training.ranks import join
 from stages.training.reuse import reused_prefix
 
 
@@ -85,19 +86,25 @@ def _train(
         facts |= {f"{name}.{key}": value for key, value in asdict(group).items()}
     report.start(facts)
     announce(tuning, rows, optimizer, train, config, report)
-    with reused_prefix(tuning, rows, valid, train=train, out=out, report=report) as feeds:
+    ranks = join(train.workers or 1)
+    with reused_prefix(
+        tuning, rows, valid, train=train, out=out, report=report, ranks=ranks
+    ) as feeds:
         best, metrics = fit(
             tuning, rows, valid, optimizer=optimizer, train=train, seed=seed, report=report,
-            b_learning_rate_ratio=lora.b_learning_rate_ratio, feeds=feeds,
+            b_learning_rate_ratio=lora.b_learning_rate_ratio, feeds=feeds, ranks=ranks,
         )  # fmt: skip
+    metrics |= {"train.trainable_parameters": trainable, "train.peak_learning_rate": peak,
+                "train.micro_batch_size": train.batch_size,
+                "train.workers": ranks.size}  # fmt: skip
+    if ranks.rank > 0:
+        return Adapter(directory=out, metrics=metrics)
     out.mkdir(parents=True, exist_ok=True)
     if isinstance(tuning, FullWeights):
         save_weights(out, tuning.stored(best), {"type": lora.type}, template)
     else:
         extra = {"type": lora.type, "alpha": lora.alpha}
         save_adapter(out, best, tuning.shapes[0], tuning.targets, extra, template)
-    metrics |= {"train.trainable_parameters": trainable, "train.peak_learning_rate": peak,
-                "train.micro_batch_size": train.batch_size}  # fmt: skip
     save_curve(out, report.curve, report)
     report.outcome = metrics
     return Adapter(directory=out, metrics=metrics)

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +32,7 @@ _RECIPE = 1
 
 _asked = False
 _loaded: str | None = None
+_library: ctypes.CDLL | None = None
 
 
 def preload(cache: Path | None = None) -> str | None:
@@ -63,6 +66,20 @@ def preload(cache: Path | None = None) -> str | None:
     return _loaded
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let the preloaded OpenBLAS use `count` threads for a while; nothing where there is none."""
+    if _library is None:
+        yield
+        return
+    before = _library.scipy_openblas_get_num_threads()
+    _library.scipy_openblas_set_num_threads(count)
+    try:
+        yield
+    finally:
+        _library.scipy_openblas_set_num_threads(before)
+
+
 def user_cache() -> Path:
     """Return the directory under the user's cache that this program may fill."""
     if sys.platform == "darwin":
@@ -76,7 +93,8 @@ def _open(cache: Path) -> str:
     library = cache / f"openblas-{version}-{os.uname().machine}-{_RECIPE}.so"
     if not library.exists():
         _patch(library)
-    openblas = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    global _library
+    _library = openblas = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     openblas.scipy_openblas_get_config.restype = ctypes.c_char_p
     openblas.scipy_openblas_get_corename.restype = ctypes.c_char_p
     release = " ".join(openblas.scipy_openblas_get_config().decode().split()[:2])

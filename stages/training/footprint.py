@@ -66,13 +66,17 @@ def announce(
 def forecast_of(
     tuning: Tuning, rows: Rows, optimizer: Optimizer, train: Train, config: Mapping[str, Any]
 ) -> Forecast:
-    """Forecast the largest step: batches of the longest row, with all tokens supervised."""
+    """Forecast the largest step: batches of the longest row, with all tokens supervised.
+
+    It is of all processes that train together: each holds the weights and a part of a batch.
+    """
     mx.eval(tuning.model.parameters())
     weights = [value.nbytes for _, value in tree_flatten(tuning.model.parameters())]
-    return forecast(
+    own = forecast(
         step_shape(tuning, rows, optimizer, train, config),
         weights=sum(weights), largest_weight=max(weights), held=held_bytes(),
     )  # fmt: skip
+    return own.times(train.workers or 1)
 
 
 def step_shape(
@@ -81,7 +85,7 @@ def step_shape(
     """Return what decides the memory of the largest step."""
     text = config.get("text_config") or config
     width = input_width(int(rows.lengths.max()), few_shapes())
-    tokens = width * min(train.batch_size, len(rows))
+    tokens = width * -(-min(train.batch_size, len(rows)) // (train.workers or 1))
     logits, itemsize = tokens * _number(text, ("vocab_size",), 0), _itemsize(tuning.model)
     cut = tuned_cut(tuning)
     cpu = mx.default_device() == mx.cpu and itemsize == mx.float32.size and cut != UNCUT

@@ -48,6 +48,10 @@ class Forecast:
         """Return the whole."""
         return sum(map(float, asdict(self).values()))
 
+    def times(self, processes: int) -> Forecast:
+        """Return what several such processes hold together."""
+        return Forecast(**{name: size * processes for name, size in asdict(self).items()})
+
     def line(self, available_bytes: int) -> str:
         """Say in one line how much of the memory there is will be held."""
         parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in asdict(self).items())

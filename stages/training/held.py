@@ -42,10 +42,13 @@ def _resident_bytes(name: str) -> int:
 
 
 class Limited:
-    """Watches that this process holds no more than it may; None watches nothing."""
+    """Watches that this process holds no more than it may; None watches nothing.
 
-    def __init__(self, limit_bytes: int | None) -> None:
-        self.limit_bytes = limit_bytes
+    The limit is that of all `ranks` together.
+    """
+
+    def __init__(self, limit_bytes: int | None, ranks: int = 1) -> None:
+        self.limit_bytes = None if limit_bytes is None else limit_bytes // ranks
         self._before = peak_bytes()
 
     def check(self) -> None:

@@ -22,6 +22,7 @@ from stages.training.cpu_functions import cpu_functions
 from stages.training.hidden_file import HiddenFile, create
 from stages.training.loss import BatchArrays, batch_arrays
 from stages.training.prefix import Blocks, frozen_blocks, hidden_below, prove
+from stages.training.ranks import ALONE, Ranks
 from stages.training.step import compiled, few_shapes
 
 Feed = Callable[[Batch], BatchArrays]
@@ -90,8 +91,9 @@ class Kept:
 
 @contextmanager
 def reused_prefix(
-    tuning: Tuning, rows: Rows, valid: Rows, *, train: Train, out: Path, report: Reporter
-) -> Iterator[Feeds]:
+    tuning: Tuning, rows: Rows, valid: Rows, *, train: Train, out: Path, report: Reporter,
+    ranks: Ranks = ALONE,
+) -> Iterator[Feeds]:  # fmt: skip
     """Keep what the frozen blocks below the first adapted one give, in files under `out`.
 
     The files take `train.prefix_cache_gb` at most and are gone afterwards. Raises
@@ -115,8 +117,12 @@ def reused_prefix(
     report.log(f"{found}: their output is kept for {counts}, {size / 1e6:,.0f} MB on disk")
     with ExitStack() as stack:
         for split in kept.values():
-            stack.callback(split.file.path.unlink, missing_ok=True)
-            create(split.file.path, split.file.size_bytes)
+            if ranks.rank == 0:
+                stack.callback(split.file.path.unlink, missing_ok=True)
+                create(split.file.path, split.file.size_bytes)
+        # All ranks of this machine share the files.
+        ranks.meet()
+        for split in kept.values():
             split.file.open()
             stack.callback(split.file.close)
         yield Feeds(**{name: split.feed for name, split in kept.items()})
