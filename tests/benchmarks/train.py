@@ -23,7 +23,7 @@ from pipeline.environment import cpu_count, worker_variables
 HERE = Path(__file__).parent
 DATA = Path(__file__).parents[3] / "shared" / "data"
 SAMPLE_SECONDS = 0.2
-LEAN = {"gradient_checkpointing": True}
+LEAN = {"gradient_checkpointing": True, "workers": 1}
 """Settings of `train` that save memory."""
 TOP_QUARTER = {"lora": {"num_layers": 8}, "train": {"epochs": 2, "steps": None}}
 
@@ -80,13 +80,13 @@ ROWS = (
 
 
 def variables(peer: str) -> dict[str, str]:
-    """Return the environment of a process: ours as a worker has it, mlx_lm.lora's plain."""
+    """Return the environment of a process: a plain one, or with the kernel of our BLAS."""
     plain = {name: value for name, value in os.environ.items()
              if not name.startswith(("OPENBLAS_", "OMP_", "MALLOC_"))}  # fmt: skip
-    ours = worker_variables() | {"OPENBLAS_NUM_THREADS": str(cpu_count())}
     if peer == "mlx_lm_blas":
+        ours = worker_variables() | {"OPENBLAS_NUM_THREADS": str(cpu_count())}
         return plain | {name: value for name, value in ours.items() if name.startswith("OPEN")}
-    return plain | (ours if peer.startswith("ours") else {})
+    return plain
 
 
 def run(peer: str, *arguments: str) -> dict[str, Any]:

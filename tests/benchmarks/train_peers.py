@@ -28,21 +28,14 @@ TARGETS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
 def ours(
     directory: Path, rows: str, steps: int, changes: Changes, model: str = "model"
 ) -> dict[str, Any]:
-    """Train with the stage function and its default settings, as the pipeline's worker does."""
-    from stages.models.blas import preload
-
-    preload()
+    """Train as the pipeline does, in its worker processes, with its default settings."""
     import yaml
 
-    from stages.artifacts import BaseModel, Prepared
+    from pipeline import environment, replicas
+    from pipeline.process import WorkerProcess
     from stages.settings import GROUPS, from_values
-    from stages.train import train
 
     told: list[dict[str, float]] = []
-    report = SimpleNamespace(
-        log=lambda message: print(message, file=sys.stderr), progress=lambda *_: None,
-        metrics=lambda step, values: told.append(dict(values)), stop_requested=lambda: False,
-    )  # fmt: skip
     usual = {"lora": {"rank": RANK, "alpha": 2 * RANK},
              "train": {"batch_size": BATCH, "steps": steps}}  # fmt: skip
     settings = {}
@@ -51,16 +44,36 @@ def ours(
         values |= usual.get(group, {}) | changes.get(group, {})
         if unknown := values.keys() - {field.name for field in fields(GROUPS[group])}:
             sys.exit(f"there is no {group}.{min(unknown)}")
-        settings[group] = from_values(group, values)
-    adapter = train(
-        settings["lora"], settings["optimizer"], settings["train"], 0,
-        model=BaseModel(directory=directory / model, dtype="float32"),
-        prepared=Prepared(directory=directory / rows), report=report, out=directory / "out",
-    )  # fmt: skip
+        settings[group] = values
+    workers = environment.training_workers(from_values("train", settings["train"]))
+    settings["train"]["workers"] = workers
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["event"] == "log":
+            print(event["message"], file=sys.stderr)
+        elif event["event"] == "metrics":
+            told.append(event["values"])
+
+    request = {
+        "stage": "train", "function": "stages.train.train", "tensors": True, "extra": {},
+        "settings": [*settings.items(), ("seed", 0)], "out": str(directory / "out"),
+        "handed_over": {
+            "model": ("BaseModel", {"directory": str(directory / model), "dtype": "float32"}),
+            "prepared": ("Prepared", {"directory": str(directory / rows)}),
+        },
+    }  # fmt: skip
+    log = directory / "ours.log"
+    worker = WorkerProcess(log)
+    try:
+        done = replicas.run(
+            worker, request, listen, workers=workers, log=log, model_path="benchmark"
+        )
+    finally:
+        worker.close()
     rates = [values["train.tokens_per_second"] for values in told if "train.loss" in values]
     half = len(rates) // 2
     return {"rates": rates, "epochs": (rates[:half], rates[half:]),
-            "padding": adapter.metrics["train.padding_fraction"]}  # fmt: skip
+            "padding": done["metrics"]["train.padding_fraction"]}  # fmt: skip
 
 
 def ours_padding(directory: Path, rows: str, steps: int, changes: Changes) -> dict[str, Any]:
