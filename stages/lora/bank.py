@@ -81,7 +81,7 @@ class Bank:
 
         Raises ValueError for a matrix whose rank is not the one that its adapter has there.
         """
-        return {path: {name: mx.stack([_padded(adapter[path][name], f"{path}.{name}", layer, k)
+        return {path: {name: _stacked([_padded(adapter[path][name], f"{path}.{name}", layer, k)
                                        for k, adapter in enumerate(adapters)])
                        for name in layer.trained}
                 for path, layer in self.layers.items()}  # fmt: skip
@@ -155,6 +155,11 @@ def fit_rank(weight: mx.array, name: str, rank: int) -> mx.array:
     widths = [(0, 0)] * weight.ndim
     widths[axis] = (0, rank - weight.shape[axis])
     return mx.pad(weight, widths)
+
+
+def _stacked(weights: Sequence[mx.array]) -> mx.array:
+    # One alone needs no copy.
+    return mx.stack(list(weights)) if len(weights) > 1 else mx.expand_dims(weights[0], 0)
 
 
 def _padded(weight: mx.array, title: str, layer: LoRALayer, k: int) -> mx.array:

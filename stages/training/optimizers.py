@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +12,9 @@ from mlx.utils import tree_flatten, tree_map
 
 from stages.lora.bank import Parameters
 from stages.settings import Optimizer
+
+_ELEMENTWISE = frozenset({"adamw", "adam", "sgd", "lion"})
+"""Optimizers that move each number by itself."""
 
 
 class Muon(optimizers.Muon):  # type: ignore[misc]  # MLX's optimizers are untyped
@@ -109,6 +113,44 @@ def _optimizer(settings: Optimizer) -> optimizers.Optimizer:
                 scale_parameter=False, relative_step=False,
             )  # fmt: skip
     return optimizers.SGD(rate, weight_decay=decay, **momentum)
+
+
+def joined(settings: Optimizer, weights: Parameters) -> Parameters:
+    """Lay weights out as two vectors, all `lora_b` and all others, where each moves by itself.
+
+    Few large operations take the place of many small ones. Of a matrix optimizer (muon, adafactor)
+    the weights stay as they are.
+    """
+    if settings.name not in _ELEMENTWISE:
+        return weights
+    vectors: dict[str, list[mx.array]] = {}
+    for name, weight in _leaves(weights):
+        vectors.setdefault(_group(name), []).append(weight.reshape(-1))
+    return {"all": {group: mx.concatenate(found) for group, found in vectors.items()}}
+
+
+def parted(settings: Optimizer, weights: Parameters, like: Parameters) -> Parameters:
+    """Undo `joined`: weights with the names and shapes of `like`."""
+    if settings.name not in _ELEMENTWISE:
+        return weights
+    starts = dict.fromkeys(weights["all"], 0)
+    result: Parameters = {path: {} for path in like}
+    for path, own in like.items():
+        for name, weight in own.items():
+            group = _group(name)
+            start, end = starts[group], starts[group] + weight.size
+            result[path][name] = weights["all"][group][start:end].reshape(weight.shape)
+            starts[group] = end
+    return result
+
+
+def _leaves(weights: Parameters) -> Iterator[tuple[str, mx.array]]:
+    for own in weights.values():
+        yield from own.items()
+
+
+def _group(name: str) -> str:
+    return name if name == "lora_b" else "others"
 
 
 def _part(weights: Parameters, name: str) -> Parameters:

@@ -15,7 +15,7 @@ from stages.training.cpu_functions import positions_in_rows
 from stages.training.cpu_gradients import cpu_gradients, cpu_losses
 from stages.training.head import UNCUT, Cut, find_cut
 from stages.training.loss import BatchArrays, row_losses
-from stages.training.optimizers import clip, make_optimizer
+from stages.training.optimizers import clip, joined, make_optimizer, parted
 from stages.training.prefix import frozen_blocks, given
 
 Gradients = Callable[[Parameters, BatchArrays, mx.array | None], tuple[mx.array, Parameters]]
@@ -124,12 +124,14 @@ def compile_update(
         adapters = zip(optimizers, tuning.split(parameters), tuning.split(gradients), states,
                        strict=True)  # fmt: skip
         for k, (settings, adapter, gradient, state) in enumerate(adapters):
+            gradient = joined(settings, gradient)
             mean = tree_map(lambda g, count=counts[k]: g / count, gradient)
             mean, norm = clip(mean, settings.max_grad_norm)
             optimizer = make_optimizer(settings, b_learning_rate_ratio)
             optimizer.state = tree_map(lambda leaf: leaf, state)
             optimizer.learning_rate = rates[k]
-            moved.append(optimizer.apply_gradients(mean, adapter))
+            new = optimizer.apply_gradients(mean, joined(settings, adapter))
+            moved.append(parted(settings, new, adapter))
             new_states.append(optimizer.state)
             norms.append(norm)
         return tuning.join(moved), new_states, mx.stack(norms)
@@ -144,7 +146,7 @@ def initial_states(
     states = []
     for settings, adapter in zip(optimizers, tuning.split(tuning.parameters()), strict=True):
         optimizer = make_optimizer(settings, b_learning_rate_ratio)
-        optimizer.init(adapter)
+        optimizer.init(joined(settings, adapter))
         states.append(optimizer.state)
     return states
 
