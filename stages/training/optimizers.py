@@ -15,6 +15,8 @@ from stages.settings import Optimizer
 
 _ELEMENTWISE = frozenset({"adamw", "adam", "sgd", "lion"})
 """Optimizers that move each number by itself."""
+_MOST_JOINED = 1 << 24
+"""Numbers that are laid out as vectors: it takes a copy of all, and of few large ones saves none."""
 
 
 class Muon(optimizers.Muon):  # type: ignore[misc]  # MLX's optimizers are untyped
@@ -121,7 +123,7 @@ def joined(settings: Optimizer, weights: Parameters) -> Parameters:
     Few large operations take the place of many small ones. Of a matrix optimizer (muon, adafactor)
     the weights stay as they are.
     """
-    if settings.name not in _ELEMENTWISE:
+    if not _joins(settings, weights):
         return weights
     vectors: dict[str, list[mx.array]] = {}
     for name, weight in _leaves(weights):
@@ -131,7 +133,7 @@ def joined(settings: Optimizer, weights: Parameters) -> Parameters:
 
 def parted(settings: Optimizer, weights: Parameters, like: Parameters) -> Parameters:
     """Undo `joined`: weights with the names and shapes of `like`."""
-    if settings.name not in _ELEMENTWISE:
+    if not _joins(settings, like):
         return weights
     starts = dict.fromkeys(weights["all"], 0)
     result: Parameters = {path: {} for path in like}
@@ -142,6 +144,11 @@ def parted(settings: Optimizer, weights: Parameters, like: Parameters) -> Parame
             result[path][name] = weights["all"][group][start:end].reshape(weight.shape)
             starts[group] = end
     return result
+
+
+def _joins(settings: Optimizer, weights: Parameters) -> bool:
+    size = sum(weight.size for _, weight in _leaves(weights))
+    return settings.name in _ELEMENTWISE and size <= _MOST_JOINED
 
 
 def _leaves(weights: Parameters) -> Iterator[tuple[str, mx.array]]:
