@@ -39,6 +39,7 @@ def train(
     prepared: Prepared,
     report: Reporter,
     out: Path,
+    checkpoints: Path | None = None,
 ) -> Adapter:
     """Train and write `adapters.safetensors` and `adapter_config.json`.
 
@@ -48,10 +49,19 @@ def train(
     and for all weights of a quantized model, InputError without a token to train on, StageError
     at a loss that is not finite, OutOfMemory where it would hold or holds more than
     train.memory_limit, StopRequested when asked to stop. `loss.png` shows the course.
+    `checkpoints` is where unfinished work lies and is kept; one there is gone on from.
     """
     with watching(report, train.callbacks, train.trackio) as watched:
         return _train(
-            lora, optimizer, train, seed, model=model, prepared=prepared, report=watched, out=out
+            lora,
+            optimizer,
+            train,
+            seed,
+            model=model,
+            prepared=prepared,
+            report=watched,
+            out=out,
+            checkpoints=checkpoints,
         )
 
 
@@ -65,6 +75,7 @@ def _train(
     prepared: Prepared,
     report: Watched,
     out: Path,
+    checkpoints: Path | None,
 ) -> Adapter:
     rows = open_rows(prepared.directory, "train")
     valid = open_rows(prepared.directory, "valid")
@@ -93,6 +104,7 @@ def _train(
         best, metrics = fit(
             tuning, rows, valid, optimizer=optimizer, train=train, seed=seed, report=report,
             b_learning_rate_ratio=lora.b_learning_rate_ratio, feeds=feeds, ranks=ranks,
+            checkpoints=checkpoints,
         )  # fmt: skip
     metrics |= {"train.trainable_parameters": trainable, "train.peak_learning_rate": peak,
                 "train.micro_batch_size": train.batch_size,

@@ -76,6 +76,8 @@ def run(
         gradient_checkpointing=False,
         prefix_cache_gb=cache,
         callbacks=(),
+        checkpoint_every="5m",
+        resume="auto",
         validations_per_epoch=2,
         log_every=5,
     )
