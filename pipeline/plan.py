@@ -88,6 +88,7 @@ TABLE: tuple[Step, ...] = (
                 "train.memory_limit",
                 "train.checkpoint_every",
                 "train.resume",
+                "train.init_adapter",
             }
         ),
         resumes=True,

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -164,7 +164,7 @@ class Run:
             )
         # A signal from before there was a worker has not reached it.
         self.check_stop()
-        config = replace(self.config, data=self.plan.data, train=self.plan.train)
+        config = self.plan.pinned(self.config)
         request = requests.build(planned, config, self.handed_over, self._extra(planned), out)
         try:
             return replicas.run(

@@ -221,6 +221,8 @@ class Train:
     """Steps, or minutes (`5m`), between two checkpoints; changes nothing that is trained."""
     resume: Literal["auto", "never"]
     """auto goes on from the newest checkpoint of the same training; never starts over."""
+    init_adapter: str | None = None
+    """Adapter to start from: a run that trained one, `latest`, or a directory; null a new one."""
     callbacks: tuple[str, ...]
     """Functions of yours, `file.py:function`, told each event; they can change and fail nothing."""
     trackio: str | None = None
@@ -237,6 +239,7 @@ class Train:
         every = self.checkpoint_every
         good = every >= 1 if isinstance(every, int) else re.fullmatch("[1-9][0-9]*m", every)
         require(bool(good), "train.checkpoint_every", every, "steps such as 50, or minutes: 5m")
+        require(self.init_adapter != "", "train.init_adapter", "", "a run, a directory or null")
         for callback in self.callbacks:
             name, _, function = callback.rpartition(":")
             written = bool(name) and function.isidentifier()

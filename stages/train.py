@@ -14,6 +14,7 @@ from stages.errors import InputError, SettingError
 from stages.lora.bank import Bank, attach, initial, shape_of
 from stages.lora.files import save_adapter, save_weights
 from stages.lora.full import FullWeights, all_weights
+from stages.lora.start import start_from
 from stages.lora.targets import find_targets, left_out
 from stages.models.loading import load_model, read_model
 from stages.models.saving import is_quantized
@@ -84,6 +85,9 @@ def _train(
     config = read_json(model.directory / "config.json")
     peak = peak_learning_rate(optimizer, config, full=lora.type == "full")
     tuning = _all_weights(model) if lora.type == "full" else _new_adapter(model, lora, seed, report)
+    if train.init_adapter is not None:
+        start_from(tuning, Path(train.init_adapter))
+        report.log(f"starts from {train.init_adapter}")
     layers = tuning.parameters()
     trainable = sum(weight.size for weights in layers.values() for weight in weights.values())
     report.log(f"{trainable:,} trainable parameters in {len(layers)} layers, "

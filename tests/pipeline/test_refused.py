@@ -52,6 +52,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("train.checkpoint_every=5s", "train.checkpoint_every", "or minutes: 5m"),
     ("train.checkpoint_every=null", "train.checkpoint_every", "a whole number or text"),
     ("train.resume=always", "train.resume", "expected one of auto, never"),
+    ("train.init_adapter=", "train.init_adapter", "found '', expected a run, a directory"),
     ("optimizer.learning_rate=0", "optimizer.learning_rate", "found 0, expected a number above 0"),
     ("optimizer.learning_rate=inf", "optimizer.learning_rate", "found inf, expected a number"),
     ("train.patience=0", "train.patience", "found 0, expected at least 1"),
