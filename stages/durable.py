@@ -48,7 +48,7 @@ def disk_failure(error: Exception, path: Path, needed_bytes: int) -> Environment
 
 
 @contextmanager
-def writing(path: Path, needed_bytes: int) -> Iterator[None]:
+def disk_reported(path: Path, needed_bytes: int = 0) -> Iterator[None]:
     """Raise what the disk refuses in the block as EnvironmentFailure."""
     try:
         yield

@@ -10,6 +10,7 @@ import mlx.core as mx
 from stages.artifacts import Adapter, BaseModel, Prepared, Reporter
 from stages.data.encoding.given_template import given_template
 from stages.data.rows import Rows, open_rows
+from stages.durable import disk_reported
 from stages.errors import InputError, SettingError
 from stages.lora.bank import Bank, attach, initial, shape_of
 from stages.lora.files import save_adapter, save_weights
@@ -115,12 +116,13 @@ def _train(
                 "train.workers": ranks.size}  # fmt: skip
     if ranks.rank > 0:
         return Adapter(directory=out, metrics=metrics)
-    out.mkdir(parents=True, exist_ok=True)
-    if isinstance(tuning, FullWeights):
-        save_weights(out, tuning.stored(best), {"type": lora.type}, template)
-    else:
-        extra = {"type": lora.type, "alpha": lora.alpha}
-        save_adapter(out, best, tuning.shapes[0], tuning.targets, extra, template)
+    with disk_reported(out, 4 * trainable):
+        out.mkdir(parents=True, exist_ok=True)
+        if isinstance(tuning, FullWeights):
+            save_weights(out, tuning.stored(best), {"type": lora.type}, template)
+        else:
+            extra = {"type": lora.type, "alpha": lora.alpha}
+            save_adapter(out, best, tuning.shapes[0], tuning.targets, extra, template)
     save_curve(out, report.curve, report)
     report.outcome = metrics
     return Adapter(directory=out, metrics=metrics)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ _KINDS = {"float32": "F32", "float16": "F16", "float64": "F64", "bool": "BOOL"} 
     for bits in (8, 16, 32, 64)
 }
 """safetensors' names of numpy's types."""
+_HARMED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
 
 class Damaged(Exception):
@@ -132,7 +134,10 @@ def step_of(name: str) -> int:
 
 
 def read(path: Path) -> tuple[Any, bytes]:
-    """Return the tree and the rows of a checkpoint; raises Damaged naming the file at fault."""
+    """Return the tree and the rows of a checkpoint.
+
+    Raises Damaged naming the file at fault, OSError for one that cannot be read now.
+    """
     files = _read_manifest(path)
     for file, expected in files.items():
         _check(path / file, expected)
@@ -216,7 +221,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         files: dict[str, Any] = manifest["files"]
         same = (manifest["format"], manifest["step"]) == (FORMAT, step_of(path.name))
     except OSError as error:
-        raise Damaged(f"{MANIFEST}: {_reason(error)}") from None
+        raise _unreadable(MANIFEST, error) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Damaged(f"{MANIFEST}: not a whole manifest") from None
     if not whole or not same or files.keys() != {TENSORS, COURSE, ROWS}:
@@ -232,10 +237,14 @@ def _check(path: Path, expected: Mapping[str, Any]) -> None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise Damaged(f"{path.name}: {_reason(error)}") from None
+        raise _unreadable(path.name, error) from None
     if digest != expected["sha256"]:
         raise Damaged(f"{path.name}: changed after it was written")
 
 
-def _reason(error: OSError) -> str:
-    return "missing" if isinstance(error, FileNotFoundError) else (error.strerror or "").lower()
+def _unreadable(file: str, error: OSError) -> Exception:
+    """Return `error` itself where the file may well be whole, and just cannot be read now."""
+    if error.errno not in _HARMED:
+        return error
+    gone = isinstance(error, FileNotFoundError)
+    return Damaged(f"{file}: {'missing' if gone else (error.strerror or '').lower()}")

@@ -9,7 +9,7 @@ from threading import Thread
 from time import monotonic
 
 from stages.artifacts import Reporter
-from stages.durable import disk_failure, require_space
+from stages.durable import disk_failure, disk_reported, require_space
 from stages.errors import EnvironmentFailure, StopRequested
 from stages.settings import Train
 from stages.training import checkpoints
@@ -41,14 +41,16 @@ class Keeper:
     def resume(self, course: Course) -> None:
         """Take `course` to the newest undamaged checkpoint, if there is one; writes nothing.
 
-        Damaged ones are named. With `train.resume=never` it stays where it is.
+        Damaged ones are named. With `train.resume=never` it stays where it is. Raises
+        EnvironmentFailure for one that cannot be read now.
         """
         directory = self._directory
         found = checkpoints.names(directory) if directory and self._resumes else []
         for place, name in enumerate(found):
             assert directory is not None
             try:
-                tree, rows = checkpoints.read(directory / name)
+                with disk_reported(directory):
+                    tree, rows = checkpoints.read(directory / name)
             except Damaged as damage:
                 older = f"{found[place + 1]} is used" if place + 1 < len(found) else "starting over"
                 self._report.log(f"damaged checkpoint {directory / name}: {damage}; {older}")
