@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlx_lm.utils import load_adapters, quantize_model
 
 from stages.artifacts import Adapter, BaseModel, Prepared
 from stages.data.rows import open_rows, write_rows
-from stages.errors import InputError, SettingError
+from stages.errors import InputError, SettingError, StopRequested
 from stages.models.loading import load_model, read_model
 from stages.models.saving import save_directory
 from stages.settings import Lora, Optimizer, Train
@@ -22,11 +23,19 @@ from stages.train import train
 
 
 class Silent:
+    """Asks to stop once `stop_after` steps are told, if that is given."""
+
+    def __init__(self, stop_after: float = math.inf) -> None:
+        self.stop_after, self.step = stop_after, 0
+
     def log(self, message: str) -> None: ...
-    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
     def progress(self, done: int, total: int, fields: Mapping[str, float]) -> None: ...
+    def resumed(self, step: int, seconds: float) -> None: ...
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.step = step
+
     def stop_requested(self) -> bool:
-        return False
+        return self.step >= self.stop_after
 
 
 @pytest.fixture
@@ -60,6 +69,8 @@ def run(
     rate: Any = 1e-2,
     cache: float | None = None,
     start: Path | None = None,
+    report: Silent | None = None,
+    checkpoints: Path | None = None,
     **changes: Any,
 ) -> Adapter:
     lora = {
@@ -84,7 +95,8 @@ def run(
         log_every=5,
     )
     return train(Lora(**(lora | changes)), optimizer, settings, seed, model=model,
-                 prepared=prepared, report=Silent(), out=out)  # fmt: skip
+                 prepared=prepared, report=report or Silent(), out=out,
+                 checkpoints=checkpoints)  # fmt: skip
 
 
 def test_reused_prefix_changes_no_loss_and_leaves_no_file(
@@ -223,6 +235,25 @@ def test_all_weights_of_a_quantized_base_are_refused(
     with pytest.raises(SettingError, match=r"lora\.type: found 'full'.*lora=lora"):
         run(BaseModel(directory=packed, dtype="float32"), prepared, tmp_path / "out", **FULL)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_layers": 1, "cache": 1.0}, FULL],
+    ids=["lora", "reused prefix", "full"],
+)
+def test_stopped_and_called_again_it_writes_the_same_files(
+    model: BaseModel, prepared: Prepared, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Weights, configuration and the picture of the whole course are, byte for byte, those of a
+    call that nobody stopped, in the first epoch and in the second."""
+    whole = run(model, prepared, tmp_path / "whole", **changes)
+    for step in (2, 7):
+        again = {"checkpoints": tmp_path / f"checkpoints {step}", **changes}
+        with pytest.raises(StopRequested):
+            run(model, prepared, tmp_path / "cut", report=Silent(step), **again)
+        resumed = run(model, prepared, tmp_path / f"resumed {step}", **again)
+        assert digest(resumed) == digest(whole)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], int]] = {
     "accumulation": ({}, {}, {"batch_size": 1, "grad_accumulation_steps": 2}, 3),
     "early best": ({}, {"learning_rate": 0.3, "schedule": "constant", "final_fraction": None}, {
         "validations_per_epoch": 6}, 3),
+    "patience": ({}, {"learning_rate": 0.3, "schedule": "constant", "final_fraction": None}, {
+        "validations_per_epoch": 6, "patience": 2}, 3),
     "no validation": ({}, {}, {}, 0),
     "dora": ({"dora": True, "dropout": 0.1}, {}, {}, 2),
     "lora plus": ({"ratio": 16.0}, {}, {}, 2),
@@ -50,7 +52,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], int]] = {
     "sgd": ({}, {"name": "sgd", **MOMENTUM}, {}, 2),
     "gradient checkpointing": ({"dropout": 0.1}, {}, {"gradient_checkpointing": True}, 2),
 }  # fmt: skip
-EVERY_STEP = ("dropout", "accumulation", "early best", "lora plus", "full")
+EVERY_STEP = ("dropout", "accumulation", "early best", "patience", "lora plus", "full")
 
 
 def tuning_of(model: Any, dropout: float = 0.0, dora: bool = False, full: bool = False) -> Tuning:
@@ -117,7 +119,9 @@ def test_stopped_after_any_step_it_ends_byte_for_byte_the_same(
     whole = one.go(None)
     if case == "early best":
         assert 0 < whole[1]["train.best_step"] < STEPS
-    for step in range(1, STEPS + 1):
+    last = int(whole[1]["train.steps"])
+    assert (last < STEPS) == (case == "patience")
+    for step in range(1, last + 1):
         with pytest.raises(StopRequested):
             one.go(tmp_path / "chain", stop_after=step)
         assert checkpoints.names(tmp_path / "chain")[0] == f"step-{step:08d}"
