@@ -50,7 +50,7 @@ class Interrupted(PipelineError):
     """Report that the run was stopped on request."""
 
     def __init__(self, signal_number: int) -> None:
-        mend = "the same command continues: finished stages and training steps are kept"
+        mend = "the same command continues: finished stages and checkpoints are kept"
         super().__init__("run", "interrupted", mend)
         self.exit_code = 128 + signal_number
 

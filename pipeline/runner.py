@@ -113,7 +113,6 @@ class Run:
         self.metrics.begin(step.name, staging / "metrics.jsonl")
         try:
             done = self._work(planned, staging)
-            self.check_stop()
             self._check_unchanged(planned)
         except PipelineError as error:
             self.store.discard(staging)

@@ -18,8 +18,6 @@ from stages.training.course import Course
 
 KEPT = 2
 """Checkpoints kept; each holds the best adapter so far too."""
-
-
 _SMALL_BYTES = 4 << 20
 """Room for the rows of metrics, the picture and other small files."""
 
@@ -45,7 +43,10 @@ class Keeper:
         EnvironmentFailure for one that cannot be read now.
         """
         directory = self._directory
-        found = checkpoints.names(directory) if directory and self._resumes else []
+        found: list[str] = []
+        if directory is not None and self._resumes:
+            with disk_reported(directory):
+                found = checkpoints.names(directory)
         for place, name in enumerate(found):
             assert directory is not None
             try:
@@ -58,8 +59,7 @@ class Keeper:
             self._names, self._step = found[place : place + KEPT], checkpoints.step_of(name)
             self._earlier_seconds = tree["seconds"]
             self._report.resumed(self._step, self._earlier_seconds)
-            self._report.log(f"continues after step {self._step} of {course.progress.total_steps}, "
-                             f"from {directory / name}")  # fmt: skip
+            self._report.log(f"continues after step {self._step} of {course.progress.total_steps}")
             course.go_on(tree["course"], rows)
             return
 

@@ -80,7 +80,7 @@ def prepare(directory: Path) -> None:
         write_rows(directory / f"{name}.safetensors", pairs)
 
 
-def train(rows: Path, place: Path | None) -> tuple[str, list[str]]:
+def train(rows: Path, place: Path | None, steps: int = STEPS) -> tuple[str, list[str]]:
     """Train with a checkpoint at every second step; return a digest of weights, metrics and rows,
     and the log."""
     args = ModelArgs(
@@ -101,7 +101,7 @@ def train(rows: Path, place: Path | None) -> tuple[str, list[str]]:
         max_grad_norm=1.0, betas=(0.9, 0.99), weight_decay=0.01,
     )  # fmt: skip
     settings = Train(
-        epochs=1, steps=STEPS, batch_size=1, grad_accumulation_steps=2, callbacks=(), log_every=4,
+        epochs=1, steps=steps, batch_size=1, grad_accumulation_steps=2, callbacks=(), log_every=4,
         gradient_checkpointing=False, validations_per_epoch=2, checkpoint_every=2, resume="auto",
     )  # fmt: skip
     best, metrics = loop.fit(
