@@ -23,10 +23,16 @@ _SMALL_BYTES = 4 << 20
 
 
 class Keeper:
-    """Writes checkpoints beside the training, one at a time; without a directory, none."""
+    """Writes checkpoints beside the training, one at a time; without a directory, none.
 
-    def __init__(self, directory: Path | None, train: Train, report: Reporter) -> None:
-        self._directory, self._report = directory, report
+    Of processes that train together all resume, and one writes.
+    """
+
+    def __init__(
+        self, directory: Path | None, train: Train, report: Reporter, *, writes: bool = True
+    ) -> None:
+        self._source, self._report = directory, report
+        self._directory = directory if writes else None
         self._every_steps, self._every_seconds = cadence(train.checkpoint_every)
         self._resumes = train.resume == "auto"
         self._names: list[str] = []
@@ -42,7 +48,7 @@ class Keeper:
         Damaged ones are named. With `train.resume=never` it stays where it is. Raises
         EnvironmentFailure for one that cannot be read now.
         """
-        directory = self._directory
+        directory = self._source
         found: list[str] = []
         if directory is not None and self._resumes:
             with disk_reported(directory):
@@ -73,14 +79,14 @@ class Keeper:
         needed = size * (KEPT + 1 - len(self._names)) + result + _SMALL_BYTES
         require_space(self._directory, needed, "checkpoints and adapter")
 
-    def after(self, course: Course) -> None:
-        """Begin to write a checkpoint where one is due; raise StopRequested where asked to stop.
+    def after(self, course: Course, stop: bool = False) -> None:
+        """Begin to write a checkpoint where one is due; with `stop`, raise StopRequested.
 
         Raises EnvironmentFailure where the disk refused the last one.
         """
         if self._writing is not None and not self._writing.is_alive():
             self._end_writing()
-        if self._report.stop_requested():
+        if stop:
             raise StopRequested
         if self._directory is not None and self._writing is None and self._is_due(course):
             snapshot = self._take(course)

@@ -60,9 +60,9 @@ class Clock:
         """Take the time of every call of the keeper from now on."""
         after, write = Keeper.after, checkpoints.write
 
-        def timed_after(keeper: Keeper, course: Any) -> None:
+        def timed_after(keeper: Keeper, course: Any, stop: bool) -> None:
             start = time.perf_counter()
-            after(keeper, course)
+            after(keeper, course, stop)
             self.stalls.append(time.perf_counter() - start)
 
         def timed_write(directory: Path, snapshot: Any) -> str:

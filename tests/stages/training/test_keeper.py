@@ -189,12 +189,12 @@ def test_last_checkpoint_that_fails_does_not_hide_the_stop(
 ) -> None:
     """Asked to stop on a full disk, the training stops, says so, and the earlier one is there."""
     keep(tmp_path, recorder, range(1, 2))
-    report = recorder(stop_after=0)
+    report = recorder()
     kept = Keeper(tmp_path, SimpleNamespace(checkpoint_every=99, resume="auto"), report)
     course = course_at(2, report)
     full = failing(Faults(1, errno.ENOSPC, persistent=True))
     with pytest.raises(StopRequested), full, kept.keeping(course):
-        kept.after(course)
+        kept.after(course, stop=True)
     assert any("no checkpoint of step 2" in line and "no space left" in line
                for line in report.lines)  # fmt: skip
     assert resumed(tmp_path, recorder)[0] == 1

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], int]] = {
     # kind of tuning, optimizer, train, validation rows
     "dropout": ({"dropout": 0.2}, {}, {}, 3),
     "accumulation": ({}, {}, {"batch_size": 1, "grad_accumulation_steps": 2}, 3),
-    "early best": ({}, {"learning_rate": 0.3, "schedule": "constant", "final_fraction": None}, {
+    "early best": ({}, {"learning_rate": 1.0, "schedule": "constant", "final_fraction": None}, {
         "validations_per_epoch": 6}, 3),
     "patience": ({}, {"learning_rate": 0.3, "schedule": "constant", "final_fraction": None}, {
         "validations_per_epoch": 6, "patience": 2}, 3),
@@ -113,8 +113,8 @@ def test_stopped_after_any_step_it_ends_byte_for_byte_the_same(
     training: Callable[[str], Training], tmp_path: Path, case: str
 ) -> None:
     """For each of 20 steps: asked to stop there, having gone on from the one before, and taken up
-    again, the weights, the metrics and every
-    row told are those of the run that nobody stopped."""
+    again, the weights, the metrics and every row told are those of the run that nobody stopped.
+    """
     one = training(case)
     whole = one.go(None)
     if case == "early best":

@@ -174,8 +174,8 @@ def test_every_call_of_the_file_layer_fails_once(
     then on: it is refused clearly or ends as it should, and so does the training after it."""
     after = Keeper.after
 
-    def wait(keeper: Keeper, course: Any) -> None:
-        after(keeper, course)
+    def wait(keeper: Keeper, course: Any, stop: bool) -> None:
+        after(keeper, course, stop)
         if keeper._writing:
             keeper._writing.join()
 
