@@ -4,7 +4,7 @@ PipelineError
 ├── Refused       1    a key, value, option, data or file the user can mend
 ├── Unable        3    the environment: no MLX, space, memory, network
 │   └── OutOfMemory    a stage held more memory than there is, or than it may
-├── Interrupted   130  Ctrl-C (143: terminated); the run can be started again
+├── Interrupted   130  Ctrl-C (143: terminated); the same command continues
 └── Broken        70   a bug, with its traceback and where to report it
 """
 
@@ -50,7 +50,7 @@ class Interrupted(PipelineError):
     """Report that the run was stopped on request."""
 
     def __init__(self, signal_number: int) -> None:
-        mend = "finished stages are kept; the same command starts the unfinished one again"
+        mend = "the same command continues: finished stages and checkpoints are kept"
         super().__init__("run", "interrupted", mend)
         self.exit_code = 128 + signal_number
 

@@ -54,7 +54,8 @@ def explain(config: Config, *, parent: Parent | None = None) -> None:
             table.add_row(name, "reuse", planned.key[:8], why)
         elif planned.needed:
             requests.require_known(planned)
-            table.add_row(name, "run", planned.key[:8], _why(planned, store))
+            begun = _begun(planned, store) if config.train.resume == "auto" else None
+            table.add_row(name, "run", planned.key[:8], begun or _why(planned, store))
     lines = [render(table), "", *_data_lines(plan, entries.get("prepare"))]
     if "train" in config.stages and "train" not in entries:
         lines += _forecast(config, store, plan.steps, entries.get("prepare"))
@@ -63,6 +64,13 @@ def explain(config: Config, *, parent: Parent | None = None) -> None:
     except Unable as error:
         lines.append(f"missing   {error}")
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _begun(planned: Planned, store: Store) -> str | None:
+    """Say which step an unfinished stage is gone on after."""
+    place = store.checkpoints(planned.step.name, planned.key)
+    newest = max((path.name for path in place.glob("step-*")), default=None)
+    return f"continues after step {int(newest.rpartition('-')[2])}" if newest else None
 
 
 def _why(planned: Planned, store: Store) -> str:

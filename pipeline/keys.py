@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from pipeline import data_sources, fingerprint
+from pipeline import data_sources, fingerprint, starting_point
 from pipeline.errors import Refused
 from pipeline.hub import Source, is_made, resolve
 from pipeline.parent import Parent
@@ -49,8 +50,16 @@ class Plan:
     """The commit of each data set of the hub, by its name."""
     source: Source
     """Where it comes from."""
+    init_adapter: Path | None
+    """Where the adapter lies that training starts from."""
     made_model: bool
     """The base must be made (built, quantized) before use; else its directory is used as is."""
+
+    def pinned(self, config: Config) -> Config:
+        """Return the configuration with what it names outside in the place of the names."""
+        adapter = str(self.init_adapter) if self.init_adapter else None
+        train = replace(self.train, init_adapter=adapter)
+        return replace(config, data=self.data, train=train)
 
 
 def make(config: Config, parent: Parent | None) -> Plan:
@@ -62,11 +71,17 @@ def make(config: Config, parent: Parent | None) -> Plan:
     model = _pinned(config, parent)
     source = resolve(model)
     tiny = {"code": fingerprint.code_digest(TINY)} if source.kind == "tiny" else {}
+    wanted = _with_upstream(config)
     commits = data_sources.find_commits(config.data, parent)
-    rows = fingerprint.data_identity(config.data, commits)
+    # Of a parent run's training, the key is known.
+    trains = "train" in config.stages or ("train" in wanted and parent is None)
+    init_adapter = starting_point.find(config, source) if trains else None
+    inputs = {
+        "prepare": fingerprint.data_identity(config.data, commits),
+        "train": starting_point.identity(init_adapter),
+    }
     recorded = _recorded(config, parent)
     needed = _needed(config)
-    wanted = _with_upstream(config)
     keys: dict[str, str] = {}
     planned: list[Planned] = []
     for step in TABLE:
@@ -79,7 +94,7 @@ def make(config: Config, parent: Parent | None) -> Plan:
             step,
             config,
             model={**identity, **tiny} if reads_model else {},
-            inputs=rows if "data" in step.settings else {},
+            inputs=inputs.get(step.name, {}),
             # The tokenizer's identity stands for the model where only the tokenizer is read.
             upstream={name: keys[name] for name in above if not step.tokenizer_only},
         )
@@ -105,6 +120,7 @@ def make(config: Config, parent: Parent | None) -> Plan:
         train=config.train,
         data_commits=commits,
         source=source,
+        init_adapter=init_adapter,
         made_model=made_model,
     )
 

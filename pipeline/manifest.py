@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.durable import sync_directory, sync_file
 from pipeline.errors import Refused
 from pipeline.resolved import digest
+from stages.durable import sync_directory, sync_file
 
 FORMAT = 1
 NAME = "manifest.json"

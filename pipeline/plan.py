@@ -31,6 +31,8 @@ class Step:
     """Reads the base's tokenizer but not its weights, so a change of weights keeps its result."""
     implied: bool = False
     """Runs where a listed step needs it; `stages` does not list it."""
+    resumes: bool = False
+    """Is given a directory of its key's, for unfinished work that the same key goes on from."""
     stored: bool = True
     """Leaves a result in the store; a server does not."""
 
@@ -84,8 +86,12 @@ TABLE: tuple[Step, ...] = (
                 "train.callbacks",
                 "train.trackio",
                 "train.memory_limit",
+                "train.checkpoint_every",
+                "train.resume",
+                "train.init_adapter",
             }
         ),
+        resumes=True,
     ),
     Step(
         name="merge",

@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pipeline.durable import replace_file, replace_link, reported
+from pipeline.durable import replace_link, reported
 from pipeline.errors import Interrupted, PipelineError, Refused, Unable
 from pipeline.locks import Held, hold
 from pipeline.manifest import Entry
 from pipeline.resolved import config_digest, differences, redact
+from stages.durable import replace_file
 
 FORMAT = 1
 NAME = "run.json"
@@ -111,12 +112,22 @@ class RunRecord:
         peak: int | None = self._fields["peak_memory_bytes"]
         return peak
 
-    def stage(self, name: str, key: str, status: StageStatus, entry: Entry | None) -> None:
+    def stage(
+        self,
+        name: str,
+        key: str,
+        status: StageStatus,
+        entry: Entry | None,
+        resumed_from_step: int | None = None,
+    ) -> None:
         """Say how a stage came out, take over its metrics, and link `<run>/<name>` to its files.
 
-        `entry` is None for a failed stage. The seconds are what it took to make the entry.
+        `entry` is None for a failed stage. The seconds are what it took to make the entry, before
+        it was gone on with too.
         """
         stage: dict[str, Any] = {"key": key, "status": status, "seconds": None}
+        if resumed_from_step is not None:
+            stage["resumed_from_step"] = resumed_from_step
         if entry is not None:
             stage.update(seconds=entry.seconds, created=entry.created)
             stage["peak_memory_bytes"] = entry.peak_memory_bytes

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import environment
-from pipeline.durable import replace_file, reported
+from pipeline.durable import reported
 from pipeline.errors import OutOfMemory, Refused
 from pipeline.keys import Plan, Planned
 from pipeline.resolved import digest
 from pipeline.schema import Config
 from pipeline.store import Store
+from stages.durable import replace_file
 from stages.memory import size_bytes, smaller_batch, what_to_change
 from stages.settings import Train
 

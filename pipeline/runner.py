@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -57,6 +57,10 @@ class Run:
         self.stop_signal: int | None = None
         self.serving = False
         self.ends_at_once = False
+        self.step: Step | None = None
+        """The one that the worker is at."""
+        self.resumed: tuple[int | None, float] = (None, 0.0)
+        """The step that the stage at hand goes on after, and the seconds spent before."""
 
     def execute(self) -> None:
         """Go through the plan."""
@@ -87,11 +91,13 @@ class Run:
             reused = entry is not None
             if entry is None:
                 entry = self._make(planned)
+            self.store.discard(self.store.checkpoints(step.name, key))
         self.handed_over[step.keyword] = requests.artifact(planned, entry, self.config)
         if step.implied:
             self.record.link_stage(step.name, entry.directory)
         else:
-            self.record.stage(step.name, key, "reused" if reused else "ran", entry)
+            resumed = None if reused else self.resumed[0]
+            self.record.stage(step.name, key, "reused" if reused else "ran", entry, resumed)
         if reused:
             self.metrics.copy(entry.history, step.name)
         log.info("%s", summary.stage_line(entry, reused))
@@ -107,7 +113,6 @@ class Run:
         self.metrics.begin(step.name, staging / "metrics.jsonl")
         try:
             done = self._work(planned, staging)
-            self.check_stop()
             self._check_unchanged(planned)
         except PipelineError as error:
             self.store.discard(staging)
@@ -123,7 +128,7 @@ class Run:
             planned.key,
             ingredients=planned.ingredients or {},
             metrics=done["metrics"],
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - started + self.resumed[1],
             peak_memory_bytes=done["peak_memory_bytes"],
         )
 
@@ -147,6 +152,7 @@ class Run:
 
     def _work(self, planned: Planned, out: Path) -> Event:
         step = planned.step
+        self.step, self.resumed = step, (None, 0.0)
         if step.tensors:
             environment.require_mlx()
         if step.name == "train" and self.config.train.memory_limit is not None:
@@ -157,8 +163,8 @@ class Run:
             )
         # A signal from before there was a worker has not reached it.
         self.check_stop()
-        config = replace(self.config, data=self.plan.data, train=self.plan.train)
-        request = requests.build(planned, config, self.handed_over, self._extra(step), out)
+        config = self.plan.pinned(self.config)
+        request = requests.build(planned, config, self.handed_over, self._extra(planned), out)
         try:
             return replicas.run(
                 self.worker,
@@ -169,13 +175,16 @@ class Run:
                 model_path=config.model.path,
             )
         except PipelineError:
-            self.record.stage(step.name, planned.key, "failed", None)
+            self.record.stage(step.name, planned.key, "failed", None, self.resumed[0])
             raise
         finally:
             if self.line:
                 self.line.clear()
 
-    def _extra(self, step: Step) -> dict[str, Any]:
+    def _extra(self, planned: Planned) -> dict[str, Any]:
+        step = planned.step
+        if step.resumes:
+            return {"checkpoints": str(self.store.checkpoints(step.name, planned.key).resolve())}
         if step.name == "serve":
             return {"name": self.config.name}
         if step.name != "model":
@@ -205,6 +214,8 @@ class Run:
     def _on_event(self, event: Event) -> None:
         if event["event"] == "log":
             log.info("%s", event["message"])
+        elif event["event"] == "resumed":
+            self.resumed = (event["step"], event["seconds"])
         elif event["event"] == "metrics":
             self.metrics.add(event["step"], event["values"])
         elif self.line:
@@ -232,7 +243,9 @@ class Run:
             return
         self.stop_signal = number
         if self.worker:
-            what = "answers in progress may end" if self.serving else "the stage is left unfinished"
+            what = "answers in progress may end" if self.serving else "the stage will start again"
+            if self.step and self.step.resumes:
+                what = "this step is ended and kept, and the same command continues"
             log.info("stopping: %s; once more stops at once", what)
             self.worker.request_stop()
             signal.signal(signal.SIGALRM, self.on_signal)

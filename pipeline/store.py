@@ -3,6 +3,7 @@
 store/<stage>/<key>/    manifest.json and the files; never changed once committed
 store/.partial/         stage directories in the making, and damaged ones set aside; never read
 store/.locks/           one lock per stage and key
+store/.checkpoints/     unfinished work of a stage and key, gone once that is committed
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import manifest
-from pipeline.durable import reported, sync_directory, write_file
+from pipeline.durable import reported
 from pipeline.errors import Refused
 from pipeline.locks import hold
 from pipeline.manifest import Damaged, Entry
 from pipeline.resolved import redact
+from stages.durable import sync_directory, write_file
 
 __all__ = ["Entry", "Store"]
 
@@ -87,8 +89,12 @@ class Store:
             staging.mkdir()
         return staging
 
+    def checkpoints(self, stage: str, key: str) -> Path:
+        """Return where the unfinished work on `key` lies; the caller holds its lock."""
+        return self.root / ".checkpoints" / f"{stage}-{key}"
+
     def discard(self, staging: Path) -> None:
-        """Remove a stage directory that will not be committed, as far as the disk lets it."""
+        """Remove what will not be committed or gone on from, as far as the disk lets it."""
         shutil.rmtree(staging, ignore_errors=True)
 
     def commit(

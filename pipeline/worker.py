@@ -48,6 +48,10 @@ class WorkerReporter:
         """Send the state of the live line."""
         self._send({"event": "progress", "done": done, "total": total, "fields": dict(fields)})
 
+    def resumed(self, step: int, seconds: float) -> None:
+        """Send that the stage goes on after `step`."""
+        self._send({"event": "resumed", "step": step, "seconds": seconds})
+
     def text(self, index: int, text: str, finish_reason: str | None) -> None:
         """Send a piece of the answer to prompt `index`; implements `generation.answer.Teller`."""
         event = {"event": "text", "index": index, "text": text, "finish_reason": finish_reason}
@@ -72,7 +76,8 @@ def run_stage(request: Mapping[str, Any], report: WorkerReporter) -> dict[str, A
         keyword: ARTIFACTS[kind](**{**fields, "directory": Path(fields["directory"])})
         for keyword, (kind, fields) in request["handed_over"].items()
     }
-    extra = {k: Path(v) if k == "source" and v else v for k, v in request["extra"].items()}
+    paths = ("source", "checkpoints")
+    extra = {k: Path(v) if k in paths and v else v for k, v in request["extra"].items()}
     if "out" in request:
         extra["out"] = Path(request["out"])
     with _placed(request.get("place")):

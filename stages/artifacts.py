@@ -83,5 +83,8 @@ class Reporter(Protocol):
     def progress(self, done: int, total: int, fields: Mapping[str, float]) -> None:
         """Move the live line: `done` of `total` steps, with the newest value of each field."""
 
+    def resumed(self, step: int, seconds: float) -> None:
+        """Say that the work goes on after `step`, for which `seconds` were spent before."""
+
     def stop_requested(self) -> bool:
         """Tell whether the run was asked to stop; the stage then raises `StopRequested`."""

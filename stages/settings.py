@@ -7,6 +7,7 @@ option does not use is None there. Ranges are checked here; the string under a f
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -216,6 +217,12 @@ class Train:
     """Validations in a row without a lower loss that end training early; null never does."""
     log_every: int
     """Steps between two log lines; changes nothing that is trained."""
+    checkpoint_every: int | str
+    """Steps, or minutes (`5m`), between two checkpoints; changes nothing that is trained."""
+    resume: Literal["auto", "never"]
+    """auto goes on from the newest checkpoint of the same training; never starts over."""
+    init_adapter: str | None = None
+    """Adapter to start from: a run that trained one, `latest`, or a directory; null a new one."""
     callbacks: tuple[str, ...]
     """Functions of yours, `file.py:function`, told each event; they can change and fail nothing."""
     trackio: str | None = None
@@ -229,6 +236,10 @@ class Train:
         require(cache is None or 0 < cache < math.inf, "train.prefix_cache_gb", cache,
                "more than 0, or null to keep nothing")  # fmt: skip
         size_bytes("train.memory_limit", self.memory_limit)
+        every = self.checkpoint_every
+        good = every >= 1 if isinstance(every, int) else re.fullmatch("[1-9][0-9]*m", every)
+        require(bool(good), "train.checkpoint_every", every, "steps such as 50, or minutes: 5m")
+        require(self.init_adapter != "", "train.init_adapter", "", "a run, a directory or null")
         for callback in self.callbacks:
             name, _, function = callback.rpartition(":")
             written = bool(name) and function.isidentifier()

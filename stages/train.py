@@ -10,10 +10,12 @@ import mlx.core as mx
 from stages.artifacts import Adapter, BaseModel, Prepared, Reporter
 from stages.data.encoding.given_template import given_template
 from stages.data.rows import Rows, open_rows
+from stages.durable import disk_reported
 from stages.errors import InputError, SettingError
 from stages.lora.bank import Bank, attach, initial, shape_of
 from stages.lora.files import save_adapter, save_weights
 from stages.lora.full import FullWeights, all_weights
+from stages.lora.start import start_from
 from stages.lora.targets import find_targets, left_out
 from stages.models.loading import load_model, read_model
 from stages.models.saving import is_quantized
@@ -39,6 +41,7 @@ def train(
     prepared: Prepared,
     report: Reporter,
     out: Path,
+    checkpoints: Path | None = None,
 ) -> Adapter:
     """Train and write `adapters.safetensors` and `adapter_config.json`.
 
@@ -48,10 +51,19 @@ def train(
     and for all weights of a quantized model, InputError without a token to train on, StageError
     at a loss that is not finite, OutOfMemory where it would hold or holds more than
     train.memory_limit, StopRequested when asked to stop. `loss.png` shows the course.
+    `checkpoints` is where unfinished work lies and is kept; one there is gone on from.
     """
     with watching(report, train.callbacks, train.trackio) as watched:
         return _train(
-            lora, optimizer, train, seed, model=model, prepared=prepared, report=watched, out=out
+            lora,
+            optimizer,
+            train,
+            seed,
+            model=model,
+            prepared=prepared,
+            report=watched,
+            out=out,
+            checkpoints=checkpoints,
         )
 
 
@@ -65,6 +77,7 @@ def _train(
     prepared: Prepared,
     report: Watched,
     out: Path,
+    checkpoints: Path | None,
 ) -> Adapter:
     rows = open_rows(prepared.directory, "train")
     valid = open_rows(prepared.directory, "valid")
@@ -73,6 +86,9 @@ def _train(
     config = read_json(model.directory / "config.json")
     peak = peak_learning_rate(optimizer, config, full=lora.type == "full")
     tuning = _all_weights(model) if lora.type == "full" else _new_adapter(model, lora, seed, report)
+    if train.init_adapter is not None:
+        start_from(tuning, Path(train.init_adapter))
+        report.log(f"starts from {train.init_adapter}")
     layers = tuning.parameters()
     trainable = sum(weight.size for weights in layers.values() for weight in weights.values())
     report.log(f"{trainable:,} trainable parameters in {len(layers)} layers, "
@@ -93,18 +109,20 @@ def _train(
         best, metrics = fit(
             tuning, rows, valid, optimizer=optimizer, train=train, seed=seed, report=report,
             b_learning_rate_ratio=lora.b_learning_rate_ratio, feeds=feeds, ranks=ranks,
+            checkpoints=checkpoints,
         )  # fmt: skip
     metrics |= {"train.trainable_parameters": trainable, "train.peak_learning_rate": peak,
                 "train.micro_batch_size": train.batch_size,
                 "train.workers": ranks.size}  # fmt: skip
     if ranks.rank > 0:
         return Adapter(directory=out, metrics=metrics)
-    out.mkdir(parents=True, exist_ok=True)
-    if isinstance(tuning, FullWeights):
-        save_weights(out, tuning.stored(best), {"type": lora.type}, template)
-    else:
-        extra = {"type": lora.type, "alpha": lora.alpha}
-        save_adapter(out, best, tuning.shapes[0], tuning.targets, extra, template)
+    with disk_reported(out, 4 * trainable):
+        out.mkdir(parents=True, exist_ok=True)
+        if isinstance(tuning, FullWeights):
+            save_weights(out, tuning.stored(best), {"type": lora.type}, template)
+        else:
+            extra = {"type": lora.type, "alpha": lora.alpha}
+            save_adapter(out, best, tuning.shapes[0], tuning.targets, extra, template)
     save_curve(out, report.curve, report)
     report.outcome = metrics
     return Adapter(directory=out, metrics=metrics)

@@ -64,7 +64,7 @@ def load_adapter(model: nn.Module, directory: Path) -> Tuning:
     missing, unknown or of a wrong shape; the model then has its own layers.
     """
     config = read_config(directory)
-    tensors = _read_tensors(directory / WEIGHTS_FILE)
+    tensors = read_tensors(directory / WEIGHTS_FILE)
     if config.get("fine_tune_type") == "full":
         return _load_weights(model, directory / WEIGHTS_FILE, tensors, whole="format" in config)
     shape, rank = shape_in(directory, config), config["lora_parameters"]["rank"]
@@ -75,7 +75,7 @@ def load_adapter(model: nn.Module, directory: Path) -> Tuning:
     except InputError:
         bank.detach()
         raise
-    adapter = {path: {name: _own(tensors[f"{path}.{name}"], name, shape.at(path), shape.scale)
+    adapter = {path: {name: own_weight(tensors[f"{path}.{name}"], name, shape.at(path), shape.scale)
                       for name in layer.trained}
                for path, layer in bank.layers.items()}  # fmt: skip
     bank.update(bank.join([adapter]))
@@ -92,8 +92,11 @@ def _stored(weight: mx.array, name: str, rank: int, factor: float) -> Any:
     return (array.astype(np.float64) * factor).astype(np.float32)
 
 
-def _own(tensor: mx.array, name: str, shape: AdapterShape, scale: float) -> mx.array:
-    """Undo `_stored`, up to one rounding where the factor is no power of two."""
+def own_weight(tensor: mx.array, name: str, shape: AdapterShape, scale: float) -> mx.array:
+    """Return the stored weight as a layer of `shape` has it, where `scale` was stored with it.
+
+    Undoes `save_adapter`, up to one rounding where the factor is no power of two.
+    """
     weight = fit_rank(tensor.astype(mx.float32), name, shape.rank)
     if name != "lora_b" or shape.scale == scale:
         return weight
@@ -114,7 +117,8 @@ def _load_weights(
     return weights
 
 
-def _read_tensors(path: Path) -> dict[str, mx.array]:
+def read_tensors(path: Path) -> dict[str, mx.array]:
+    """Read a safetensors file; raises InputError where there is none."""
     if not path.is_file():
         raise InputError(str(path), "no such file", "name a directory with an adapter")
     try:

@@ -121,15 +121,15 @@ BY_LENGTH = Layout()
 
 
 def training_steps(
-    rows: Rows, train: Train, seed: int, layout: Layout = BY_LENGTH
+    rows: Rows, train: Train, seed: int, layout: Layout = BY_LENGTH, start: int = 0
 ) -> Iterator[Step]:
-    """Yield every step of the run with its rows read, those of all ranks."""
+    """Yield every step of the run from `start` on, with its rows read, those of all ranks."""
     per_epoch, total = count_steps(rows, train)
     dealt: list[list[list[int]]] = []
     lengths: list[int] = rows.lengths.tolist()
-    for number in range(total):
+    for number in range(start, total):
         epoch, place = divmod(number, per_epoch)
-        if place == 0:
+        if place == 0 or number == start:
             rows_per_step = train.batch_size * train.grad_accumulation_steps
             dealt = deal(lengths, rows_per_step, seed, epoch)
         together = layout.passes(dealt[place], lengths, train.batch_size)

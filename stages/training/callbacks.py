@@ -58,6 +58,11 @@ class Watched:
         """Pass on the state of the live line."""
         self._report.progress(done, total, fields)
 
+    def resumed(self, step: int, seconds: float) -> None:
+        """Pass on that the training goes on; its rows until `step` are then told once more."""
+        self._report.resumed(step, seconds)
+        self._tell({"event": "resumed", "step": step})
+
     def stop_requested(self) -> bool:
         """Tell whether the run was asked to stop."""
         return self._report.stop_requested()
@@ -81,9 +86,10 @@ class Watched:
 def watching(report: Reporter, callbacks: Sequence[str], trackio: str | None) -> Iterator[Watched]:
     """Give a reporter that also tells the callbacks, and Trackio where a project is named.
 
-    Events are `start`, `step`, `validation` and `end`. Raises SettingError for a callback that
-    cannot be loaded and EnvironmentFailure without Trackio; once the block has begun, nothing that
-    a callback does fails it, changes it or holds it up.
+    Events are `start`, `resumed` (the steps before are told again), `step`, `validation` and
+    `end`. Raises SettingError for a callback that cannot be loaded and EnvironmentFailure without
+    Trackio; once the block has begun, nothing that a callback does fails it, changes it or holds
+    it up.
     """
     wanted = [(KEY, callback) for callback in callbacks]
     if trackio is not None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -32,9 +31,11 @@ from stages.training.batches import (
     validation_batches,
 )
 from stages.training.checkpointing import gradient_checkpointing
+from stages.training.course import Best, Course, State
 from stages.training.cpu_functions import cpu_functions, packed
 from stages.training.head import UNCUT
 from stages.training.held import Limited
+from stages.training.keeper import Keeper
 from stages.training.loss import batch_arrays
 from stages.training.optimizers import learning_rate
 from stages.training.packing import can_pack
@@ -54,25 +55,6 @@ from stages.training.step import (
 )
 
 
-@dataclass(slots=True)
-class State:
-    """Everything that a step changes; arrays are replaced, never written."""
-
-    parameters: Parameters
-    optimizers: list[Any]
-
-
-@dataclass(slots=True)
-class Best:
-    """The adapter to keep: the one with the lowest validation loss, else the newest."""
-
-    parameters: Parameters
-    step: int = 0
-    loss: float = math.inf
-    misses: int = 0
-    """Validations since the one with the lowest loss."""
-
-
 def fit(
     tuning: Tuning,
     rows: Rows,
@@ -85,16 +67,19 @@ def fit(
     b_learning_rate_ratio: float | None = None,
     feeds: Feeds = PLAIN,
     ranks: Ranks = ALONE,
+    checkpoints: Path | None = None,
 ) -> tuple[Parameters, dict[str, float]]:
     """Train the one adapter or all weights, and return the best with the run's metrics.
 
     `b_learning_rate_ratio` multiplies the learning rate of `lora_b` (LoRA+, arXiv 2402.12354).
-    All `ranks` return the same. Raises StageError at a loss or gradient that is not finite,
-    before it is applied, and StopRequested when one of them was asked to stop.
+    All `ranks` return the same. Goes on from the newest of the `checkpoints`; the first rank keeps
+    new ones there. Raises StageError at a loss or gradient that is not finite, before it is
+    applied, StopRequested when a rank was asked to stop, EnvironmentFailure where the disk takes
+    no checkpoint.
     """
     with cpu_functions(tuning.model):
         return _fit(tuning, rows, valid, optimizer, train, seed, report, b_learning_rate_ratio,
-                    feeds, ranks)  # fmt: skip
+                    feeds, ranks, checkpoints)  # fmt: skip
 
 
 def _fit(
@@ -108,6 +93,7 @@ def _fit(
     b_learning_rate_ratio: float | None,
     feeds: Feeds,
     ranks: Ranks,
+    checkpoints: Path | None,
 ) -> tuple[Parameters, dict[str, float]]:
     cut = tuned_cut(tuning)
     if cut == UNCUT:
@@ -120,24 +106,37 @@ def _fit(
     update = compile_update(tuning, [optimizer], b_learning_rate_ratio)
     states = initial_states(tuning, [optimizer], b_learning_rate_ratio)
     state = State(tuning.parameters(), states)
+    best = Best(state.parameters)
     per_epoch, total = count_steps(rows, train)
     progress = Progress(report, total, train.log_every, epochs=-(-total // per_epoch))
-    best = Best(state.parameters)
-
-    def validate() -> float | None:
-        return validation_loss(losses, state.parameters, valid, train.batch_size, report,
-                               feeds.valid, layout, ranks)  # fmt: skip
-
-    before = validate()
-    if before is None:
-        _refuse_patience(train)
-        report.log("no validation rows: the last adapter is kept")
-    else:
-        progress.validated(before, best=False)
+    course = Course(state, best, progress)
+    keeper = Keeper(checkpoints, train, report, writes=ranks.rank == 0)
+    keeper.resume(course)
+    keeper.require_space(course)
     validate_after = _validation_steps(per_epoch, total, train.validations_per_epoch)
-    clock = perf_counter()
-    with _checkpointing(tuning, train):
-        for step in training_steps(rows, train, seed, layout):
+
+    def settle() -> None:
+        """Do what is due after the newest step: validate, and keep the best."""
+        steps, before = progress.steps, course.loss_before
+        if steps == 0 or (before is not None and steps in validate_after):
+            found = validation_loss(losses, state.parameters, valid, train.batch_size, report,
+                                    feeds.valid, layout, ranks)  # fmt: skip
+            if steps == 0:
+                _begin(course, found, train, report)
+            elif found is not None:
+                _keep_best(best, state.parameters, found, progress)
+        elif before is None:
+            best.parameters, best.step = state.parameters, steps
+        course.settled = steps
+
+    with _checkpointing(tuning, train), keeper.keeping(course):
+        if course.settled < progress.steps:
+            settle()
+        clock = perf_counter()
+        for step in training_steps(rows, train, seed, layout, progress.steps):
+            if best.misses == train.patience:
+                progress.stopped_early(best.step, best.misses)
+                break
             rate = learning_rate(optimizer, step.number, total)
             keys = [dropout_keys(seed, step.epoch, batch.rows) if tuning.has_dropout else None
                     for batch in step.batches]  # fmt: skip
@@ -147,21 +146,14 @@ def _fit(
             loss, norm, stop = take_step(gradients, update, state, step, keys, rate, feeds.train,
                                          ranks, stop)  # fmt: skip
             progress.add(step, loss, norm, rate, perf_counter() - clock)
-            if stop:
-                raise StopRequested
-            if before is None:
-                best = Best(state.parameters, progress.steps)
-            elif progress.steps in validate_after:
-                _keep_best(best, state.parameters, validate(), progress)
-                if best.misses == train.patience and progress.steps < total:
-                    progress.stopped_early(best.step, best.misses)
-                    break
+            keeper.after(course, stop)
+            settle()
             clock = perf_counter()
     metrics = progress.totals() | {"train.best_step": best.step}
     if train.patience is not None:
         metrics["train.stopped_early"] = float(progress.steps < total)
-    if before is not None:
-        metrics |= {"valid.loss": best.loss, "valid.loss_before": before}
+    if course.loss_before is not None:
+        metrics |= {"valid.loss": best.loss, "valid.loss_before": course.loss_before}
     return tuning.split(best.parameters)[0], metrics
 
 
@@ -264,9 +256,16 @@ def validation_loss(
     return total / float(count) if count else None
 
 
-def _keep_best(best: Best, parameters: Parameters, loss: float | None, progress: Progress) -> None:
+def _begin(course: Course, loss: float | None, train: Train, report: Reporter) -> None:
+    course.loss_before = loss
     if loss is None:
-        return
+        _refuse_patience(train)
+        report.log("no validation rows: the last adapter is kept")
+    else:
+        course.progress.validated(loss, best=False)
+
+
+def _keep_best(best: Best, parameters: Parameters, loss: float, progress: Progress) -> None:
     better = loss < best.loss
     best.misses += 1
     if better:

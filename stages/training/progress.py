@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 
 import mlx.core as mx
 
 from stages.artifacts import Reporter
 from stages.training.batches import Step
 
+_GIVEN = frozenset({"report", "total_steps", "log_every", "epochs", "others_memory_bytes", "told"})
+"""What does not change while the run goes on, and the rows, which are kept by themselves."""
 _KEPT = 0.9
 """Share of the weight of all earlier steps that stays, at each step, in the loss shown."""
 
@@ -45,6 +48,21 @@ class Progress:
     recent_loss_sum: float = 0.0
     """Over `recent_tokens`: those of all steps, the older ones with ever less weight."""
     recent_tokens: float = 0.0
+    told: bytearray = field(default_factory=bytearray)
+    """Every row of metrics so far, as lines of JSON: for a run that goes on from here."""
+
+    def counts(self) -> dict[str, float | None]:
+        """Return all that is counted, by name."""
+        return {spec.name: getattr(self, spec.name) for spec in fields(self)
+                if spec.name not in _GIVEN}  # fmt: skip
+
+    def go_on(self, counts: Mapping[str, float | None], told: bytes) -> None:
+        """Count on from there, having told the rows again."""
+        for line in told.splitlines():
+            step, values = json.loads(line)
+            self._tell(step, values)
+        for name, value in counts.items():
+            setattr(self, name, value)
 
     def add(self, step: Step, loss_sum: float, norm: float, rate: float, seconds: float) -> None:
         """Count one step and tell it."""
@@ -69,7 +87,7 @@ class Progress:
             "train.grad_norm": norm,
             "train.tokens_per_second": inputs / seconds,
         }
-        self.report.metrics(self.steps, values)
+        self._tell(self.steps, values)
         self._show()
         if self.steps % self.log_every == 0:
             # Of one step alone it would depend most on how hard its few rows are.
@@ -83,7 +101,7 @@ class Progress:
     def validated(self, loss: float, best: bool) -> None:
         """Tell a validation loss and whether it is the lowest of this run."""
         self.valid_loss = loss
-        self.report.metrics(self.steps, {"valid.loss": loss})
+        self._tell(self.steps, {"valid.loss": loss})
         self._log(f"valid loss {loss:8.4f}" + ("  best" if best else ""))
 
     def stopped_early(self, best_step: int, validations: int) -> None:
@@ -110,6 +128,10 @@ class Progress:
             "train.padding_fraction": 1 - self.input_tokens / self.padded_tokens,
             "train.steps": self.steps,
         }
+
+    def _tell(self, step: int, values: Mapping[str, float]) -> None:
+        self.told += json.dumps([step, dict(values)]).encode() + b"\n"
+        self.report.metrics(step, values)
 
     def _show(self, more: dict[str, float] | None = None) -> None:
         fields: dict[str, float] = {}

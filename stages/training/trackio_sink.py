@@ -36,7 +36,7 @@ def open_sink(project: str) -> Callable[[Mapping[str, Any]], None]:
             trackio.init(project=project, config=values, embed=False)
         elif kind == "end":
             trackio.finish()
-        else:
+        elif kind != "resumed":
             trackio.log(values, step=step)
 
     return tell

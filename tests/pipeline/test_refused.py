@@ -48,6 +48,11 @@ REFUSED: list[tuple[str, str, str]] = [
     # ranges
     ("lora.rank=0", "lora.rank", "found 0, expected at least 1"),
     ("lora.dropout=1", "lora.dropout", "less than 1"),
+    ("train.checkpoint_every=0", "train.checkpoint_every", "found 0, expected steps such as 50"),
+    ("train.checkpoint_every=5s", "train.checkpoint_every", "or minutes: 5m"),
+    ("train.checkpoint_every=null", "train.checkpoint_every", "a whole number or text"),
+    ("train.resume=always", "train.resume", "expected one of auto, never"),
+    ("train.init_adapter=", "train.init_adapter", "found '', expected a run, a directory"),
     ("optimizer.learning_rate=0", "optimizer.learning_rate", "found 0, expected a number above 0"),
     ("optimizer.learning_rate=inf", "optimizer.learning_rate", "found inf, expected a number"),
     ("train.patience=0", "train.patience", "found 0, expected at least 1"),

@@ -102,7 +102,8 @@ def chain(tiny_llama: Callable[..., Any], byte_model: Callable[..., Path], tmp_p
         max_grad_norm=1.0, betas=(0.9, 0.999), weight_decay=0.0,
     )  # fmt: skip
     steps = Train(epochs=1, batch_size=2, grad_accumulation_steps=1, gradient_checkpointing=False,
-                  callbacks=(), validations_per_epoch=1, log_every=1)  # fmt: skip
+                  callbacks=(), validations_per_epoch=1, log_every=1,
+                  checkpoint_every="5m", resume="auto")  # fmt: skip
     adapter = train(lora, optimizer, steps, 0, model=model, prepared=prepared, report=Silent(),
                     out=tmp_path / "adapter")  # fmt: skip
     how = Merge(stage="stages.merge.merge", quantized="dequantize", dtype=None, rows=2,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlx_lm.utils import load_adapters, quantize_model
 
 from stages.artifacts import Adapter, BaseModel, Prepared
 from stages.data.rows import open_rows, write_rows
-from stages.errors import InputError, SettingError
+from stages.errors import InputError, SettingError, StopRequested
 from stages.models.loading import load_model, read_model
 from stages.models.saving import save_directory
 from stages.settings import Lora, Optimizer, Train
@@ -22,11 +23,19 @@ from stages.train import train
 
 
 class Silent:
+    """Asks to stop once `stop_after` steps are told, if that is given."""
+
+    def __init__(self, stop_after: float = math.inf) -> None:
+        self.stop_after, self.step = stop_after, 0
+
     def log(self, message: str) -> None: ...
-    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
     def progress(self, done: int, total: int, fields: Mapping[str, float]) -> None: ...
+    def resumed(self, step: int, seconds: float) -> None: ...
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.step = step
+
     def stop_requested(self) -> bool:
-        return False
+        return self.step >= self.stop_after
 
 
 @pytest.fixture
@@ -59,6 +68,9 @@ def run(
     seed: int = 0,
     rate: Any = 1e-2,
     cache: float | None = None,
+    start: Path | None = None,
+    report: Silent | None = None,
+    checkpoints: Path | None = None,
     **changes: Any,
 ) -> Adapter:
     lora = {
@@ -76,11 +88,15 @@ def run(
         gradient_checkpointing=False,
         prefix_cache_gb=cache,
         callbacks=(),
+        checkpoint_every="5m",
+        resume="auto",
+        init_adapter=str(start) if start else None,
         validations_per_epoch=2,
         log_every=5,
     )
     return train(Lora(**(lora | changes)), optimizer, settings, seed, model=model,
-                 prepared=prepared, report=Silent(), out=out)  # fmt: skip
+                 prepared=prepared, report=report or Silent(), out=out,
+                 checkpoints=checkpoints)  # fmt: skip
 
 
 def test_reused_prefix_changes_no_loss_and_leaves_no_file(
@@ -219,6 +235,73 @@ def test_all_weights_of_a_quantized_base_are_refused(
     with pytest.raises(SettingError, match=r"lora\.type: found 'full'.*lora=lora"):
         run(BaseModel(directory=packed, dtype="float32"), prepared, tmp_path / "out", **FULL)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_layers": 1, "cache": 1.0}, FULL],
+    ids=["lora", "reused prefix", "full"],
+)
+def test_stopped_and_called_again_it_writes_the_same_files(
+    model: BaseModel, prepared: Prepared, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Weights, configuration and the picture of the whole course are, byte for byte, those of a
+    call that nobody stopped, in the first epoch and in the second."""
+    whole = run(model, prepared, tmp_path / "whole", **changes)
+    for step in (2, 7):
+        again = {"checkpoints": tmp_path / f"checkpoints {step}", **changes}
+        with pytest.raises(StopRequested):
+            run(model, prepared, tmp_path / "cut", report=Silent(step), **again)
+        resumed = run(model, prepared, tmp_path / f"resumed {step}", **again)
+        assert digest(resumed) == digest(whole)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "tolerance"),
+    [
+        ({}, {}, 0.0),
+        ({"rank_pattern": ("mlp.*:2",)}, {"rank_pattern": ("mlp.*:2",), "alpha": 24.0}, 1e-6),
+        ({"type": "dora"}, {"type": "dora"}, 1e-6),
+        (FULL, FULL, 0.0),
+    ],
+    ids=["lora", "other scales", "dora", "full"],
+)
+def test_training_starts_where_another_ended(
+    model: BaseModel, prepared: Prepared, tmp_path: Path, first: dict[str, Any],
+    then: dict[str, Any], tolerance: float,
+) -> None:  # fmt: skip
+    """The validation loss before the first step is that of the adapter that is started from, even
+    where the scale is another; and training goes on from there."""
+    earlier = run(model, prepared, tmp_path / "earlier", rate=5e-3, **first)
+    later = run(model, prepared, tmp_path / "later", rate=1e-4, seed=1, start=earlier.directory,
+                **then)  # fmt: skip
+    expected = pytest.approx(earlier.metrics["valid.loss"], rel=tolerance)
+    assert later.metrics["valid.loss_before"] == expected
+    assert digest(later)[1] != digest(earlier)[1]
+
+
+def test_every_mismatch_of_the_adapter_to_start_from_is_listed(
+    model: BaseModel, prepared: Prepared, tmp_path: Path
+) -> None:
+    """Ranks, layers and kind that differ are named in one line, with the key and the mend."""
+    earlier = run(model, prepared, tmp_path / "earlier", targets=("q_proj", "k_proj")).directory
+
+    def refusal(**changes: Any) -> str:
+        with pytest.raises(SettingError, match=r"^train\.init_adapter: .*leave .* out$") as caught:
+            run(model, prepared, tmp_path / "out", start=earlier, **changes)
+        return str(caught.value)
+
+    found = refusal(targets=("q_proj", "o_proj"), rank=6)
+    assert "rank 4 there and 6 here: model.layers.0.self_attn.q_proj, model.layers.1.self" in found
+    for layer in (0, 1):
+        assert f"model.layers.{layer}.self_attn.o_proj.lora_a" in found.split("not trained")[0]
+        assert f"model.layers.{layer}.self_attn.k_proj.lora_b" in found.split("not trained")[1]
+    assert "it is of type lora, and what is trained here dora" in refusal(type="dora")
+    assert "what is trained here full" in refusal(**FULL)
+    weights = mx.load(str(earlier / "adapters.safetensors"))
+    name = "model.layers.0.self_attn.q_proj.lora_a"
+    mx.save_safetensors(str(earlier / "adapters.safetensors"), weights | {name: mx.zeros((9, 4))})
+    assert f"{name} (9, 4) there and (32, 4) here" in refusal(targets=("q_proj", "k_proj"))
 
 
 def test_unknown_target_is_refused(model: BaseModel, prepared: Prepared, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ class Recorder:
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.moves: list[tuple[int, int, dict[str, float]]] = []
         self.stop_after = stop_after
+        self.resumed_after: int | None = None
 
     def log(self, message: str) -> None:
         self.lines.append(message)
@@ -29,6 +30,9 @@ class Recorder:
 
     def progress(self, done: int, total: int, fields: Mapping[str, float]) -> None:
         self.moves.append((done, total, dict(fields)))
+
+    def resumed(self, step: int, seconds: float) -> None:
+        self.resumed_after = step
 
     def stop_requested(self) -> bool:
         return self.stop_after is not None and len(self.moves) >= self.stop_after
@@ -81,6 +85,7 @@ def settings() -> Callable[..., Train]:
         values = {
             "epochs": 1, "batch_size": 4, "grad_accumulation_steps": 1, "log_every": 1,
             "gradient_checkpointing": False, "callbacks": (), "validations_per_epoch": 1,
+            "checkpoint_every": "5m", "resume": "auto",
         }  # fmt: skip
         return Train(**(values | changes))
 

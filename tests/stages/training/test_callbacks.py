@@ -62,17 +62,20 @@ def test_events_tell_the_course_of_the_training(tmp_path: Path, recorder: Any) -
     report = recorder()
     with watching(report, [setting], None) as watched:
         watched.start({"total_steps": 1, "lora.targets": ("*",), "lora.num_layers": None})
+        watched.resumed(1, 60.0)
         watched.metrics(0, {"valid.loss": 2.0})
         watched.metrics(1, {**ROW, "train.loss": 1.5})
         watched.progress(1, 1, {"loss": 1.5})
         watched.outcome = {"train.steps": 1}
     assert read(events) == [
         {"event": "start", "total_steps": 1, "lora.targets": ["*"], "lora.num_layers": None},
+        {"event": "resumed", "step": 1},
         {"event": "validation", "step": 0, "valid.loss": 2.0},
         {"event": "step", "step": 1, **ROW, "train.loss": 1.5},
         {"event": "end", "status": "succeeded", "error": None, "train.steps": 1},
     ]
     assert [step for step, _ in report.rows] == [0, 1]
+    assert report.resumed_after == 1
     assert report.moves == [(1, 1, {"loss": 1.5})]
     assert report.lines == []
     assert list(watched.curve.losses) == [1.5]

@@ -68,7 +68,7 @@ optimizer = Optimizer(name="adamw", learning_rate=1e-3, schedule="constant", war
                       max_grad_norm=1.0, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)
 train = Train(epochs=1, batch_size=case["rows"], grad_accumulation_steps=1, log_every=1,
               gradient_checkpointing=case.get("checkpointing", False), callbacks=(),
-              validations_per_epoch=1)
+              validations_per_epoch=1, checkpoint_every="5m", resume="auto")
 found = forecast_of(tuning, rows, optimizer, train, config)
 report = SimpleNamespace(log=print, progress=lambda *_: None, metrics=lambda *_: None,
                          stop_requested=lambda: False)
