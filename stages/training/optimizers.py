@@ -15,8 +15,8 @@ from stages.settings import Optimizer
 
 _ELEMENTWISE = frozenset({"adamw", "adam", "sgd", "lion"})
 """Optimizers that move each number by itself."""
-_MOST_JOINED = 1 << 24
-"""Numbers that are laid out as vectors: it takes a copy of all, and of few large ones saves none."""
+_MOST_JOINED = 1 << 23
+"""Numbers that are laid out as vectors: it takes copies, and large ones have no need of it."""
 
 
 class Muon(optimizers.Muon):  # type: ignore[misc]  # MLX's optimizers are untyped
