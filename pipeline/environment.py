@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import Unable
 from stages.errors import SettingError
-from stages.settings import Train
+from stages.training_settings import Train
 
 MOST_WORKERS = 4
 """Processes that train together unless train.workers says more: each holds the base's weights."""

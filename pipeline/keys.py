@@ -15,7 +15,8 @@ from pipeline.resolved import digest
 from pipeline.schema import Config
 from pipeline.store import Store
 from stages.data_settings import Data
-from stages.settings import Model, Train
+from stages.settings import Model
+from stages.training_settings import Train
 
 TINY = "stages.models.tiny.build"
 

@@ -25,7 +25,7 @@ from pipeline.schema import Config
 from pipeline.store import Store
 from stages.durable import replace_file
 from stages.memory import size_bytes, smaller_batch, what_to_change
-from stages.settings import Train
+from stages.training_settings import Train
 
 FORMAT = 1
 

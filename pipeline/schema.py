@@ -14,7 +14,8 @@ from pipeline.plan import STEPS
 from pipeline.spelling import closest
 from stages.data_settings import Data
 from stages.errors import SettingError
-from stages.settings import Evaluate, Lora, Merge, Model, Optimizer, Serve, Train
+from stages.settings import Evaluate, Lora, Merge, Model, Serve
+from stages.training_settings import Optimizer, Train
 
 _MORE_IS_BETTER = frozenset({"exact_match", "json_valid", "stop_rate"})
 

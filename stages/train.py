@@ -20,7 +20,7 @@ from stages.lora.targets import find_targets, left_out
 from stages.models.loading import load_model, read_model
 from stages.models.saving import is_quantized
 from stages.models.validate import read_json
-from stages.settings import Lora, Optimizer, Train
+from stages.settings import Lora
 from stages.training.batches import count_steps
 from stages.training.callbacks import Watched, watching
 from stages.training.curve import save_curve
@@ -29,6 +29,7 @@ from stages.training.loop import fit
 from stages.training.peak import peak_learning_rate
 from stages.training.ranks import join
 from stages.training.reuse import reused_prefix
+from stages.training_settings import Optimizer, Train
 
 
 def train(

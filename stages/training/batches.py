@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stages.data.rows import Rows
 from stages.lora.keys import fold, words
-from stages.settings import Train
+from stages.training_settings import Train
 
 WINDOW_STEPS = 25
 """Steps, at least, whose rows are sorted by length together. Of what is computed of WikiSQL and

@@ -17,7 +17,6 @@ from stages.lora.full import Tuning
 from stages.lora.weights import weight_dims
 from stages.memory import shown, size_bytes, smaller_batch, what_to_change
 from stages.models.saving import is_quantized
-from stages.settings import Optimizer, Train
 from stages.training import cpu_gradients, loss
 from stages.training.available import available_bytes
 from stages.training.batches import input_width
@@ -26,6 +25,7 @@ from stages.training.head import UNCUT
 from stages.training.held import held_bytes
 from stages.training.peak import WIDTHS
 from stages.training.step import few_shapes, tuned_cut
+from stages.training_settings import Optimizer, Train
 
 _STATES = {"adamw": 2, "adam": 2, "lion": 1, "muon": 1, "sgd": 1, "adafactor": 1}
 """Numbers that an optimizer keeps for each trained one."""

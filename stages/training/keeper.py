@@ -11,10 +11,10 @@ from time import monotonic
 from stages.artifacts import Reporter
 from stages.durable import disk_failure, disk_reported, require_space
 from stages.errors import EnvironmentFailure, StopRequested
-from stages.settings import Train
 from stages.training import checkpoints
 from stages.training.checkpoints import Damaged, Snapshot
 from stages.training.course import Course
+from stages.training_settings import Train
 
 KEPT = 2
 """Checkpoints kept; each holds the best adapter so far too."""

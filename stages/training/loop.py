@@ -20,7 +20,6 @@ from stages.errors import SettingError, StageError, StopRequested
 from stages.lora.bank import Parameters
 from stages.lora.full import Tuning
 from stages.memory import size_bytes
-from stages.settings import Optimizer, Train
 from stages.training.batches import (
     BY_LENGTH,
     Layout,
@@ -53,6 +52,7 @@ from stages.training.step import (
     initial_states,
     tuned_cut,
 )
+from stages.training_settings import Optimizer, Train
 
 
 def fit(

@@ -11,7 +11,7 @@ from mlx import optimizers
 from mlx.utils import tree_flatten, tree_map
 
 from stages.lora.bank import Parameters
-from stages.settings import Optimizer
+from stages.training_settings import Optimizer
 
 _ELEMENTWISE = frozenset({"adamw", "adam", "sgd", "lion"})
 """Optimizers that move each number by itself."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.errors import SettingError
-from stages.settings import Optimizer
+from stages.training_settings import Optimizer
 
 BASE = 5e-5
 """For all weights of a model REFERENCE_WIDTH wide."""

@@ -16,7 +16,6 @@ from stages.artifacts import Reporter
 from stages.data.rows import Rows
 from stages.lora.bank import Bank
 from stages.lora.full import Tuning
-from stages.settings import Train
 from stages.training.batches import Batch, chunks, collate, count_steps, input_width
 from stages.training.cpu_functions import cpu_functions
 from stages.training.hidden_file import HiddenFile, create
@@ -24,6 +23,7 @@ from stages.training.loss import BatchArrays, batch_arrays
 from stages.training.prefix import Blocks, frozen_blocks, hidden_below, prove
 from stages.training.ranks import ALONE, Ranks
 from stages.training.step import compiled, few_shapes
+from stages.training_settings import Train
 
 Feed = Callable[[Batch], BatchArrays]
 """Hands the batches of one split over to MLX, with hidden states where they are kept."""

@@ -10,13 +10,13 @@ from mlx.utils import tree_map
 
 from stages.lora.bank import Bank, Parameters
 from stages.lora.full import Tuning
-from stages.settings import Optimizer
 from stages.training.cpu_functions import positions_in_rows
 from stages.training.cpu_gradients import cpu_gradients, cpu_losses
 from stages.training.head import UNCUT, Cut, find_cut
 from stages.training.loss import BatchArrays, row_losses
 from stages.training.optimizers import clip, joined, make_optimizer, parted
 from stages.training.prefix import frozen_blocks, given
+from stages.training_settings import Optimizer
 
 Gradients = Callable[[Parameters, BatchArrays, mx.array | None], tuple[mx.array, Parameters]]
 RowLosses = Callable[[Parameters, BatchArrays], mx.array]

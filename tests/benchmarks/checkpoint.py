@@ -29,10 +29,11 @@ from stages.lora.bank import attach, initial  # noqa: E402
 from stages.lora.full import Tuning, all_weights  # noqa: E402
 from stages.lora.layers import AdapterShape  # noqa: E402
 from stages.lora.targets import find_targets  # noqa: E402
-from stages.settings import Optimizer, Train  # noqa: E402
+from stages.settings import Train  # noqa: E402
 from stages.training import checkpoints  # noqa: E402
 from stages.training.keeper import Keeper  # noqa: E402
 from stages.training.loop import fit  # noqa: E402
+from stages.training_settings import Optimizer  # noqa: E402
 
 STEPS, EVERY = 6, 50
 MINUTES = 5

@@ -21,8 +21,9 @@ from stages.merge import merge
 from stages.prepare import prepare
 from stages.serving.offer import open_offer
 from stages.serving.wire import ChatRequest
-from stages.settings import Data, Lora, Merge, Optimizer, Train
+from stages.settings import Data, Lora, Merge
 from stages.train import train
+from stages.training_settings import Optimizer, Train
 
 LLAMA2 = (
     "{{ bos_token }}{% for m in messages %}"

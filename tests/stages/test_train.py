@@ -18,8 +18,9 @@ from stages.data.rows import open_rows, write_rows
 from stages.errors import InputError, SettingError, StopRequested
 from stages.models.loading import load_model, read_model
 from stages.models.saving import save_directory
-from stages.settings import Lora, Optimizer, Train
+from stages.settings import Lora
 from stages.train import train
+from stages.training_settings import Optimizer, Train
 
 
 class Silent:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stages.data.rows import Rows, write_rows
-from stages.settings import Optimizer, Train
+from stages.training_settings import Optimizer, Train
 
 
 class Recorder:

@@ -23,10 +23,10 @@ from stages.data.rows import Rows, write_rows
 from stages.lora.bank import attach, initial
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
-from stages.settings import Optimizer, Train
 from stages.training import checkpoints, loop
 from stages.training.keeper import Keeper
 from stages.training.progress import Progress
+from stages.training_settings import Optimizer, Train
 
 STEPS = 12
 POINTS: dict[str, tuple[Any, str]] = {

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.data.rows import Rows, write_rows
-from stages.settings import Train
 from stages.training.batches import (
     Layout,
     collate,
@@ -21,6 +20,7 @@ from stages.training.batches import (
     training_steps,
     validation_batches,
 )
+from stages.training_settings import Train
 
 ROWS = Callable[..., Rows]
 SETTINGS = Callable[..., Train]

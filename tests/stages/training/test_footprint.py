@@ -19,8 +19,8 @@ from stages.lora.bank import attach
 from stages.lora.full import all_weights
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
-from stages.settings import Optimizer, Train
 from stages.training.footprint import announce, step_shape
+from stages.training_settings import Optimizer, Train
 
 LLAMA = Callable[..., Any]
 ROWS = Callable[..., Rows]
@@ -40,7 +40,7 @@ from stages.lora.bank import attach, initial
 from stages.lora.full import all_weights
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
-from stages.settings import Optimizer, Train
+from stages.training_settings import Optimizer, Train
 from stages.training.footprint import forecast_of
 from stages.training.held import peak_bytes
 from stages.training.loop import fit

@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stages.data.rows import Rows
 from stages.lora.full import all_weights
-from stages.settings import Optimizer, Train
 from stages.training.batches import training_steps
 from stages.training.loop import fit
+from stages.training_settings import Optimizer, Train
 
 # Threads of two libraries that wait for each other by spinning make this test 10 times slower.
 torch.set_num_threads(1)

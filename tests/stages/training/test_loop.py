@@ -14,13 +14,13 @@ from stages.errors import SettingError, StageError, StopRequested
 from stages.lora.bank import Bank, attach, initial
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
-from stages.settings import Optimizer, Train
 from stages.training import loop
 from stages.training.batches import collate, training_steps
 from stages.training.head import UNCUT
 from stages.training.loop import State, fit, take_step, validation_loss
 from stages.training.loss import batch_arrays, row_losses
 from stages.training.step import compile_losses, tuned_cut
+from stages.training_settings import Optimizer, Train
 
 LLAMA = Callable[..., Any]
 ROWS = Callable[..., Rows]

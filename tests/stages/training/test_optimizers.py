@@ -10,8 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stages.settings import Optimizer
 from stages.training.optimizers import clip, learning_rate, make_optimizer
+from stages.training_settings import Optimizer
 
 Array = NDArray[np.float64]
 RNG = np.random.default_rng(0)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from stages.errors import SettingError
-from stages.settings import Optimizer
 from stages.training.peak import peak_learning_rate
+from stages.training_settings import Optimizer
 
 ADAMW = Callable[..., Optimizer]
 

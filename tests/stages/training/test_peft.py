@@ -16,11 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stages.data.rows import Rows
 from stages.lora.bank import Bank, Parameters, attach, initial, shape_of
 from stages.lora.targets import find_targets
-from stages.settings import Lora, Optimizer, Train
+from stages.settings import Lora
 from stages.training.batches import collate, training_steps
 from stages.training.loop import fit
 from stages.training.loss import batch_arrays, row_losses
 from stages.training.step import tuned_cut
+from stages.training_settings import Optimizer, Train
 
 # Threads of two libraries that wait for each other by spinning make this test 10 times slower.
 torch.set_num_threads(1)

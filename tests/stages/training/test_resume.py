@@ -18,9 +18,9 @@ from stages.lora.bank import attach, initial
 from stages.lora.full import Tuning, all_weights
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
-from stages.settings import Optimizer, Train
 from stages.training import checkpoints
 from stages.training.loop import fit
+from stages.training_settings import Optimizer, Train
 
 LLAMA = Callable[..., Any]
 ROWS = Callable[..., Rows]

@@ -17,11 +17,11 @@ from stages.errors import StopRequested
 from stages.lora.bank import Bank, Parameters, attach, initial
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
-from stages.settings import Optimizer, Train
 from stages.training.batches import collate, training_steps, validation_batches
 from stages.training.loop import fit
 from stages.training.prefix import frozen_blocks, hidden_below
 from stages.training.reuse import PLAIN, Feeds, reused_prefix
+from stages.training_settings import Optimizer, Train
 
 LLAMA = Callable[..., Any]
 ROWS = Callable[..., Rows]

@@ -13,7 +13,6 @@ from stages.lora.bank import Bank, Parameters, attach, initial
 from stages.lora.full import Tuning, all_weights
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
-from stages.settings import Optimizer, Train
 from stages.training import cross_entropy as cross_entropy_module
 from stages.training import loss as loss_module
 from stages.training import step as step_module
@@ -21,6 +20,7 @@ from stages.training.batches import Layout, collate, dropout_keys, training_step
 from stages.training.loop import State, take_step
 from stages.training.loss import batch_arrays
 from stages.training.step import compile_gradients, compile_update, initial_states, tuned_cut
+from stages.training_settings import Optimizer, Train
 
 LLAMA = Callable[..., Any]
 SHAPES = [AdapterShape(2, 0.5), AdapterShape(5, 2.0, 0.2), AdapterShape(3, 1.25)]
