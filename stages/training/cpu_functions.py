@@ -192,8 +192,7 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
         return cast("mx.array", activations.swiglu(gate, x))
     opened, other = mx.stop_gradient(gate), mx.stop_gradient(x)
     sigmoid = _sigmoid(opened)
-    active = opened * sigmoid
-    made = active * other
+    made = opened * sigmoid * other
 
     @mx.custom_function
     def gated(gate: mx.array, x: mx.array) -> mx.array:
@@ -201,6 +200,8 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
 
     @gated.vjp
     def _(_: Any, cotangent: mx.array, __: Any) -> tuple[mx.array, mx.array]:
+        # Made again: it would be the largest thing that a block keeps.
+        active = opened * sigmoid
         return cotangent * other * _slope(sigmoid, active), cotangent * active
 
     return cast("mx.array", gated(gate, x))
@@ -220,7 +221,7 @@ def silu(x: mx.array) -> mx.array:
 
     @active.vjp
     def _(_: Any, cotangent: mx.array, __: Any) -> mx.array:
-        return cotangent * _slope(sigmoid, made)
+        return cotangent * _slope(sigmoid, known * sigmoid)
 
     return cast("mx.array", active(x))
 

@@ -21,8 +21,8 @@ from stages.training.head import Cut, hidden_states
 from stages.training.loss import BatchArrays, Head, head_of
 from stages.training.prefix import Blocks, given
 
-CHUNK_ELEMENTS = 1 << 25
-"""Logits made at a time, 128 MB: for each product BLAS lays out the head's weights anew."""
+CHUNK_ELEMENTS = 1 << 24
+"""Logits made at a time, 64 MB: for each product BLAS lays out the head's weights anew."""
 _TILE_ELEMENTS = 1 << 20
 """Logits that numpy goes over again and again: 4 MB stay in a core's cache."""
 
