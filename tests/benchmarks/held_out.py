@@ -37,8 +37,8 @@ PEERS = {
 TITLES = {"wikisql": "WikiSQL", "snips": "SNIPS"}
 UNBOUNDED = 1_000_000
 """Steps of the run that finds the speed: it ends by time."""
-USED, ATTEMPTS = 0.95, 3
-"""Share of the time that a run must use, and how often it is run for it."""
+USED, OVER, ATTEMPTS = 0.95, 1.01, 3
+"""Share of the time that a run must use, and may, and how often it is run for it."""
 
 
 def setup(directory: Path, data: Path) -> None:
@@ -80,8 +80,10 @@ def train(
     # The first step also sets up what the others find.
     steps = round(seconds * (len(trial) - 2) / (trial[-1] - trial[1]))
     planned, end = [steps], 0.0
-    while end < USED * seconds and len(planned) <= ATTEMPTS:
-        *starts, end = child(peer, threads, peer, directory, rows, seconds, planned[-1])["starts"]
+    # Ours writes its adapter only at the last step: it ends by steps, not by time.
+    longest = 2 * seconds if peer == "ours" else seconds
+    while not USED * seconds <= end <= OVER * seconds and len(planned) <= ATTEMPTS:
+        *starts, end = child(peer, threads, peer, directory, rows, longest, planned[-1])["starts"]
         planned.append(round(planned[-1] * seconds / end))
     return len(starts), planned[-2], end
 

@@ -9,13 +9,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from train_peers import MAX_TOKENS, TARGETS
+from train_peers import MAX_TOKENS, TARGETS, in_workers
 
 UNTRAINED = "untrained"
 OPTIONS = {"lora": "lora", "optimizer": "adamw", "train": "default"}
@@ -52,27 +54,26 @@ def timed(
 
 
 def ours(directory: Path, rows: str, seconds: float, steps: int) -> list[float]:
-    """Train with the stage function and its default settings, as the pipeline's worker does."""
-    from stages.models.blas import preload
-
-    preload()
-    from stages.artifacts import BaseModel, Prepared
-    from stages.train import train
-    from stages.training import loop
+    """Train as the pipeline does, with its default settings; stopped early nothing is written."""
+    from pipeline.errors import Interrupted
 
     starts: list[float] = []
-    loop.training_steps = timed(loop.training_steps, seconds, starts)  # type: ignore[assignment]
-    settings = defaults()
-    settings["train"].steps = steps
-    report = SimpleNamespace(
-        log=lambda message: print(message, file=sys.stderr), progress=lambda *_: None,
-        metrics=lambda *_: None, stop_requested=lambda: False,
-    )  # fmt: skip
-    train(
-        *settings.values(), 0, model=BaseModel(directory=directory / "model", dtype="float32"),
-        prepared=Prepared(directory=directory / rows), report=report,
-        out=directory / f"ours_{rows}",
-    )  # fmt: skip
+    settings = {group: asdict(values) for group, values in defaults().items()}
+    settings["train"]["steps"] = steps
+    begin = [0.0]
+
+    def listen(event: dict[str, Any], worker: Any) -> None:
+        if event["event"] == "log" and event["message"].startswith("no validation rows"):
+            begin[0] = time.perf_counter()
+            starts.append(0.0)
+        elif event["event"] == "metrics":
+            starts.append(time.perf_counter() - begin[0])
+            if starts[-1] >= seconds:
+                worker.request_stop()
+
+    with suppress(Interrupted):
+        in_workers(settings, directory / "model", directory / rows, directory / f"ours_{rows}",
+                   listen)  # fmt: skip
     return starts
 
 

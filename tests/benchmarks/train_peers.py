@@ -9,6 +9,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
@@ -31,11 +32,8 @@ def ours(
     """Train as the pipeline does, in its worker processes, with its default settings."""
     import yaml
 
-    from pipeline import environment, replicas
-    from pipeline.process import WorkerProcess
-    from stages.settings import GROUPS, from_values
+    from stages.settings import GROUPS
 
-    told: list[dict[str, float]] = []
     usual = {"lora": {"rank": RANK, "alpha": 2 * RANK},
              "train": {"batch_size": BATCH, "steps": steps}}  # fmt: skip
     settings = {}
@@ -45,35 +43,47 @@ def ours(
         if unknown := values.keys() - {field.name for field in fields(GROUPS[group])}:
             sys.exit(f"there is no {group}.{min(unknown)}")
         settings[group] = values
-    workers = environment.training_workers(from_values("train", settings["train"]))
-    settings["train"]["workers"] = workers
+    told: list[dict[str, float]] = []
 
-    def listen(event: dict[str, Any]) -> None:
-        if event["event"] == "log":
-            print(event["message"], file=sys.stderr)
-        elif event["event"] == "metrics":
+    def listen(event: dict[str, Any], _: Any) -> None:
+        if event["event"] == "metrics":
             told.append(event["values"])
 
-    request = {
-        "stage": "train", "function": "stages.train.train", "tensors": True, "extra": {},
-        "settings": [*settings.items(), ("seed", 0)], "out": str(directory / "out"),
-        "handed_over": {
-            "model": ("BaseModel", {"directory": str(directory / model), "dtype": "float32"}),
-            "prepared": ("Prepared", {"directory": str(directory / rows)}),
-        },
-    }  # fmt: skip
-    log = directory / "ours.log"
-    worker = WorkerProcess(log)
-    try:
-        done = replicas.run(
-            worker, request, listen, workers=workers, log=log, model_path="benchmark"
-        )
-    finally:
-        worker.close()
+    done = in_workers(settings, directory / model, directory / rows, directory / "out", listen)
     rates = [values["train.tokens_per_second"] for values in told if "train.loss" in values]
     half = len(rates) // 2
     return {"rates": rates, "epochs": (rates[:half], rates[half:]),
             "padding": done["metrics"]["train.padding_fraction"]}  # fmt: skip
+
+
+def in_workers(
+    settings: Changes, model: Path, rows: Path, out: Path, listen: Callable[[Any, Any], None]
+) -> dict[str, Any]:
+    """Train in the worker processes of the pipeline; `listen` gets each event and the worker."""
+    from pipeline import environment, replicas
+    from pipeline.process import WorkerProcess
+    from stages.settings import from_values
+
+    workers = environment.training_workers(from_values("train", settings["train"]))
+    settings["train"]["workers"] = workers
+
+    def hear(event: dict[str, Any]) -> None:
+        if event["event"] == "log":
+            print(event["message"], file=sys.stderr)
+        listen(event, worker)
+
+    request = {
+        "stage": "train", "function": "stages.train.train", "tensors": True, "extra": {},
+        "settings": [*settings.items(), ("seed", 0)], "out": str(out),
+        "handed_over": {"model": ("BaseModel", {"directory": str(model), "dtype": "float32"}),
+                        "prepared": ("Prepared", {"directory": str(rows)})},
+    }  # fmt: skip
+    log = out.with_name("ours.log")
+    worker = WorkerProcess(log)
+    try:
+        return replicas.run(worker, request, hear, workers=workers, log=log, model_path="benchmark")
+    finally:
+        worker.close()
 
 
 def ours_padding(directory: Path, rows: str, steps: int, changes: Changes) -> dict[str, Any]:
