@@ -19,7 +19,8 @@ from stages.errors import SettingError
 from stages.settings import Train
 
 TRAIN = Train(epochs=1, batch_size=4, grad_accumulation_steps=2, log_every=1,
-              gradient_checkpointing=False, callbacks=(), validations_per_epoch=1)  # fmt: skip
+              gradient_checkpointing=False, callbacks=(), validations_per_epoch=1,
+              checkpoint_every="5m", resume="auto")  # fmt: skip
 
 
 @pytest.fixture

@@ -76,7 +76,8 @@ def told(mode):
         name="adamw", learning_rate=1e-2, schedule="constant", warmup_fraction=0.0,
         max_grad_norm=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     train = Train(epochs=2, batch_size=4, grad_accumulation_steps=1, log_every=1,
-                  gradient_checkpointing=False, callbacks=(), validations_per_epoch=1)
+                  gradient_checkpointing=False, callbacks=(), validations_per_epoch=1,
+                  checkpoint_every="5m", resume="auto")
     try:
         best, metrics = fit(bank, *splits, optimizer=optimizer, train=train, seed=0,
                             report=report, ranks=ALONE if mode == "alone" else ranks)
