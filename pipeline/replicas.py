@@ -40,10 +40,11 @@ def run(
         hostfile = Path(scratch, "hosts.json")
         hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(workers)]))
         requests = [_as_rank(request, rank, str(hostfile), threads) for rank in range(workers)]
-        others = [_Other(WorkerProcess(log, model_path, threads), own) for own in requests[1:]]
+        others: list[_Other] = []
         try:
-            for other in others:
-                other.start(worker.kill)
+            for own in requests[1:]:
+                process = WorkerProcess(log, model_path, threads)
+                others.append(_Other(process, own, worker.kill))
             done = worker.run(requests[0], on_event)
             for other in others:
                 other.thread.join()
@@ -64,16 +65,16 @@ def run(
 class _Other:
     """One process beside the worker, and the thread that waits for it."""
 
-    def __init__(self, process: WorkerProcess, request: Mapping[str, Any]) -> None:
+    def __init__(
+        self, process: WorkerProcess, request: Mapping[str, Any], end_all: Callable[[], None]
+    ) -> None:
+        """Run the request; where it fails, `end_all` is called after a while."""
         self.process, self.request = process, request
         self.done: Event | None = None
         self.failure: PipelineError | None = None
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-
-    def start(self, end_all: Callable[[], None]) -> None:
-        """Run the request; where it fails, `end_all` is called after a while."""
         self.timer = threading.Timer(GRACE_SECONDS, end_all)
         self.timer.daemon = True
+        self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()
 
     def end(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline import inputs, mistakes
+from pipeline import environment, inputs, mistakes
 from pipeline.compose import Composed, Composer
 from pipeline.errors import Refused
 from pipeline.overrides import Words
@@ -27,6 +27,7 @@ def validate(
         config = OmegaConf.to_object(composed.config)
         assert isinstance(config, Config)
         inputs.check(config, inherited=inherited)
+        environment.training_workers(config.train)
     except SettingError as error:
         refused = Refused(error.where, error.found, _mend(error, composed, words))
     except Refused as error:

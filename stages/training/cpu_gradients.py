@@ -67,18 +67,18 @@ def cpu_gradients(
     _, result = mx.value_and_grad(blocks)(parameters)
     [hidden], [gradient] = known, wanted
     hidden = hidden.reshape(-1, hidden.shape[-1])
+    # One that only fills a shape teaches nothing, the head neither.
+    supervised = np.array(owners) < (rows := row_count(inputs))
+    places, wished, owned = (np.array(a)[supervised] for a in (positions, targets, owners))
     with tuning.using(parameters, dropout_keys=dropout_keys):
         head = head_of(tuning.model, cut, parameters)
-        losses, by_token, of_weights = head_gradients(head, hidden[positions], np.array(targets))
-    # One that only fills a shape teaches nothing.
-    supervised = np.array(owners) < (rows := row_count(inputs))
+        losses, by_token, of_weights = head_gradients(head, hidden[mx.array(places)], wished)
     # Nothing has read the array yet, and numpy sees MLX's own memory.
-    places = np.array(positions)[supervised]
-    np.asarray(gradient).reshape(hidden.shape)[places] = by_token[supervised]
+    np.asarray(gradient).reshape(hidden.shape)[places] = by_token
     for (path, name), own in zip(head.names, of_weights, strict=True):
         so_far = result[path][name]
         result[path][name] = so_far + own.reshape(so_far.shape).astype(so_far.dtype)
-    return _by_row(losses, owners, rows), result
+    return _by_row(losses, owned, rows), result
 
 
 def cpu_losses(
@@ -91,7 +91,7 @@ def cpu_losses(
         hidden = hidden_states(tuning.model, cut, inputs)
         hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
         losses = head_losses(head_of(tuning.model, cut), hidden, np.array(targets))
-    return _by_row(losses, owners, row_count(inputs))
+    return _by_row(losses, np.array(owners), row_count(inputs))
 
 
 def head_gradients(
@@ -125,6 +125,8 @@ def head_losses(head: Head, hidden: mx.array, targets: NDArray[np.int32]) -> Flo
 
 def _chunks(head: Head, hidden: mx.array, weights: Sequence[mx.array]) -> Any:
     """Yield which hidden states, and their logits in float32, in memory of their own."""
+    if hidden.shape[0] == 0:
+        return
     vocabulary = head(hidden[:1], *weights).shape[-1]
     for part in even_parts(hidden.shape[0], vocabulary, CHUNK_ELEMENTS):
         made = _logits(head, hidden[part], *weights)
@@ -155,6 +157,6 @@ def _losses_in_place(logits: Floats, targets: NDArray[np.int32], *, gradients: b
     return losses
 
 
-def _by_row(losses: Floats, owners: mx.array, rows: int) -> mx.array:
-    sums = np.bincount(np.array(owners), losses.astype(np.float64), rows + 1)
+def _by_row(losses: Floats, owners: NDArray[np.int32], rows: int) -> mx.array:
+    sums = np.bincount(owners, losses.astype(np.float64), rows + 1)
     return mx.array(sums[:rows].astype(np.float32))

@@ -37,7 +37,7 @@ from stages.training.held import Limited
 from stages.training.keeper import Keeper
 from stages.training.loss import batch_arrays
 from stages.training.optimizers import learning_rate
-from stages.training.packing import can_pack
+from stages.training.packing import can_pack, longest_together
 from stages.training.progress import Progress
 from stages.training.ranks import ALONE, Ranks
 from stages.training.reuse import PLAIN, Feed, Feeds
@@ -99,7 +99,8 @@ def _fit(
     if cut == UNCUT:
         report.log(f"the head of {type(tuning.model).__module__.rpartition('.')[2]} cannot be cut "
                    "off: it makes the logits of all tokens, supervised or not")  # fmt: skip
-    layout = Layout(few_shapes(), can_pack(tuning, cut, _longest_pass(rows, train)), ranks.size)
+    together = longest_together((rows, valid), train.batch_size)
+    layout = Layout(few_shapes(), can_pack(tuning, cut, together), ranks.size)
     limited = Limited(size_bytes("train.memory_limit", train.memory_limit), ranks.size)
     gradients = limited.over(compile_gradients(tuning, cut))
     losses = limited.over(compile_losses(tuning, cut))
@@ -279,11 +280,6 @@ def _validation_steps(per_epoch: int, total: int, per_epoch_validations: int) ->
     within = {-(-per_epoch * i // per_epoch_validations)
               for i in range(1, per_epoch_validations + 1)}  # fmt: skip
     return {step for step in range(1, total) if (step - 1) % per_epoch + 1 in within} | {total}
-
-
-def _longest_pass(rows: Rows, train: Train) -> int:
-    """Return the most tokens that rows computed together may have."""
-    return int(np.sort(rows.lengths)[-train.batch_size :].sum())
 
 
 def _checked_sum(where: str, rows: Sequence[int], losses: mx.array) -> float:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from stages.errors import EnvironmentFailure
 from stages.training.batches import Batch, share
 
 
@@ -48,8 +49,13 @@ ALONE = Ranks()
 
 
 def join(workers: int) -> Ranks:
-    """Join the other processes; raises RuntimeError where they are not to be reached."""
+    """Join the other processes; raises EnvironmentFailure where they are not to be reached."""
     if workers == 1:
         return ALONE
-    group = mx.distributed.init(strict=True)
+    try:
+        group = mx.distributed.init(strict=True)
+    except RuntimeError as error:
+        found = f"the processes cannot reach each other on this machine: {error}".splitlines()[0]
+        mend = "run it again, or set train.workers=1"
+        raise EnvironmentFailure("train.workers", found, mend) from error
     return Ranks(group.rank(), group.size(), group)
