@@ -126,7 +126,8 @@ def _forecast(
 ) -> list[str]:
     """Forecast from the most similar training of the same base on this kind of machine, if any."""
     model_key = next(p.key for p in steps if p.step.name == "model")
-    execution = environment.execution(config.model.dtype, config.model.path)
+    workers = environment.training_workers(config.train)
+    execution = environment.execution(config.model.dtype, config.model.path, workers)
     alike = [
         entry
         for entry in islice(store.newest("train"), COMPARED)
