@@ -19,7 +19,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
-from pipeline import job, schema, sweep
+from pipeline import job, launched, schema, sweep
 from pipeline.compose import opened
 from pipeline.configure import configure
 from pipeline.errors import Interrupted, Refused, Unable
@@ -102,13 +102,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _command(args: argparse.Namespace) -> int:
     session = Session(args)
+    place = launched.place()
     shows = args.help or args.cfg or args.info
+    if place and not place.leads and (shows or args.shell_completion or args.hydra_help):
+        return 0
     as_it_is = shows and not args.overrides and not args.config_dir
     if args.shell_completion or args.hydra_help or as_it_is:
         return _hydra(session, sys.argv[1:])
     checked = _check(args)
     if shows:
         return _hydra(session, sys.argv[1:])
+    if place and (args.multirun or checked.searched or len(checked.planned) > 1):
+        found = "found a sweep, and launched processes train one adapter together"
+        raise Refused("mlx.launch", found, "start the sweep without mlx.launch")
+    if place and not place.leads:
+        return _follow(checked, place)
     if checked.planned[0][1].dry_run:
         return _dry_run(checked)
     mode = ["--multirun"] if args.multirun else []
@@ -146,6 +154,16 @@ def _check(args: argparse.Namespace) -> Checked:
             ],
             searched=words if sweep.searches(composed) else None,
         )
+
+
+def _follow(checked: Checked, place: launched.Place) -> int:
+    """Train beside the first process, which alone shows and records."""
+    from pipeline.follower import follow
+
+    [(_, config, parent)] = checked.planned
+    if not config.dry_run:
+        follow(config, place, parent)
+    return 0
 
 
 def _dry_run(checked: Checked) -> int:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
+from pipeline import launched
 from pipeline.errors import Unable
 from stages.errors import SettingError
 from stages.training_settings import Train
@@ -77,12 +78,14 @@ def blas_threads(model_path: str | None) -> int:
 
 
 def training_workers(train: Train) -> int:
-    """Return how many processes train together: as configured, else 1 on a GPU, on a CPU a few.
+    """Return how many processes train together: as told, else 1 on a GPU, a few on a CPU.
 
     There MLX computes all but matrix products on one core, so each core gets a process of its own,
     up to MOST_WORKERS. Raises SettingError for more of them than a step has rows.
     """
     rows = train.batch_size * train.grad_accumulation_steps
+    if place := launched.place():
+        return _launched_workers(place.size, train.workers, rows)
     if train.workers is None:
         return 1 if device() == "gpu" else min(cpu_count(), rows, MOST_WORKERS)
     if train.workers > 1 and device() == "gpu":
@@ -94,9 +97,21 @@ def training_workers(train: Train) -> int:
     return train.workers
 
 
+def _launched_workers(size: int, wanted: int | None, rows: int) -> int:
+    if wanted not in (None, size):
+        raise SettingError("train.workers", f"found {wanted}, but mlx.launch started {size} "
+                           "processes", "leave train.workers out")  # fmt: skip
+    if size > rows:
+        raise SettingError("train.workers", f"mlx.launch started {size} processes, but a step has "
+                           f"{rows} rows", "start fewer, or raise train.batch_size")  # fmt: skip
+    return size
+
+
 def threads_of_each(workers: int, model_path: str | None) -> int:
     """Return the threads of OpenBLAS in each of the processes that train together."""
-    return max(blas_threads(model_path) // workers, 1)
+    place = launched.place()
+    sharing = place.on_this_host if place and workers > 1 else workers
+    return max(blas_threads(model_path) // sharing, 1)
 
 
 def worker_variables(model_path: str | None = None, threads: int | None = None) -> dict[str, str]:

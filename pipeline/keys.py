@@ -62,6 +62,12 @@ class Plan:
         train = replace(self.train, init_adapter=adapter)
         return replace(config, data=self.data, train=train)
 
+    def model_record(self) -> dict[str, Any]:
+        """Return what `run.json` says of the base model."""
+        made = next((p.key for p in self.steps if p.step.name == "model"), None)
+        source = self.source
+        return {"path": self.model.path, "kind": source.kind, "commit": source.commit, "key": made}
+
 
 def make(config: Config, parent: Parent | None) -> Plan:
     """Plan the selected steps and all they need, in order.
@@ -159,6 +165,16 @@ def _with_upstream(config: Config) -> set[str]:
         if step.name in wanted:
             wanted.update(upstream(step, config.serve.weights))
     return wanted
+
+
+def check_unchanged(plan: Plan, planned: Planned, config: Config) -> None:
+    """Refuse rows of files that changed meanwhile: they are not those of the key."""
+    if "data" not in planned.step.settings or planned.ingredients is None:
+        return
+    now = fingerprint.data_identity(config.data, plan.data_commits)
+    if now != planned.ingredients["inputs"]:
+        found = "its files, or those it is read by, changed while they were read"
+        raise Refused("data.path", found, "run it again once they are complete")
 
 
 def check_upstream(plan: Plan, config: Config, store: Store, parent: Parent | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.environment import threads_of_each
 from pipeline.errors import Interrupted, PipelineError
+from pipeline.launched import Place
 from pipeline.process import Event, WorkerProcess
 
 GRACE_SECONDS = 10.0
@@ -27,19 +28,25 @@ def run(
     workers: int,
     log: Path,
     model_path: str,
+    place: Place | None = None,
 ) -> Event:
     """Run one stage in `worker` and in others beside it, as `WorkerProcess.run` does alone.
 
     They add up over a ring of sockets on this machine. Where one fails, all are ended, and what
-    is raised is the reason of the one that failed first.
+    is raised is the reason of the one that failed first. With a `place`, the others are there.
     """
     if workers == 1:
         return worker.run(request, on_event)
     threads = threads_of_each(workers, model_path)
+    if place is not None:
+        return worker.run(as_rank(request, place.rank, threads), on_event)
     with tempfile.TemporaryDirectory() as scratch:
         hostfile = Path(scratch, "hosts.json")
         hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(workers)]))
-        requests = [_as_rank(request, rank, str(hostfile), threads) for rank in range(workers)]
+        requests = [
+            as_rank(request, rank, threads, MLX_RANK=str(rank), MLX_HOSTFILE=str(hostfile))
+            for rank in range(workers)
+        ]
         others: list[_Other] = []
         try:
             for own in requests[1:]:
@@ -96,12 +103,17 @@ class _Other:
             self.timer.start()
 
 
-def _as_rank(request: Mapping[str, Any], rank: int, hostfile: str, threads: int) -> dict[str, Any]:
-    """Return the request for one of the processes; only the first tells others what happens."""
+def as_rank(
+    request: Mapping[str, Any], rank: int, threads: int, **variables: str
+) -> dict[str, Any]:
+    """Return the request for one of the processes; only the first tells others what happens.
+
+    MLX reads its place from the `variables`.
+    """
     quiet: dict[str, Any] = {"callbacks": [], "trackio": None} if rank else {}
     settings = [(name, {**value, **quiet} if name == "train" else value)
                 for name, value in request["settings"]]  # fmt: skip
-    place = {"rank": rank, "hostfile": hostfile, "threads": threads}
+    place = {"threads": threads, "variables": variables}
     return {**request, "settings": settings, "place": place}
 
 

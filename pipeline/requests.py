@@ -14,12 +14,13 @@ from pipeline.manifest import Entry
 from pipeline.plan import TABLE, upstream
 from pipeline.process import HandedOver
 from pipeline.schema import Config
+from pipeline.store import Store
 
 _KEYWORDS = {step.name: step.keyword for step in TABLE}
 
 
 def build(
-    planned: Planned, config: Config, handed_over: HandedOver, extra: Mapping[str, Any], out: Path
+    planned: Planned, config: Config, handed_over: HandedOver, beside: Mapping[str, Any], out: Path
 ) -> dict[str, Any]:
     """Return the request for one stage, as it travels to the worker."""
     step = planned.step
@@ -30,7 +31,7 @@ def build(
         "tensors": step.tensors,
         "settings": [(name, _settings(config, name)) for name in step.settings],
         "handed_over": {keyword: handed_over[keyword] for keyword in keywords},
-        "extra": dict(extra),
+        "extra": dict(beside),
         "out": str(out.resolve()),
     }
 
@@ -40,6 +41,23 @@ def _settings(config: Config, name: str) -> Any:
     if name == "train":
         value = replace(value, workers=environment.training_workers(value))
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def extra(
+    planned: Planned, plan: Plan, config: Config, store: Store, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return what one stage is given beside; a base from the hub is downloaded."""
+    step = planned.step
+    if step.resumes:
+        return {"checkpoints": str(store.checkpoints(step.name, planned.key).resolve())}
+    if step.name == "serve":
+        return {"name": config.name}
+    if step.name != "model":
+        return {}
+    dtype = environment.compute_dtype(config.model.dtype)
+    if plan.source.kind == "tiny":
+        return {"source": None, "dtype": dtype}
+    return {"source": str(hub.download(plan.model, plan.source, say).resolve()), "dtype": dtype}
 
 
 def artifact(planned: Planned, entry: Entry, config: Config) -> tuple[str, dict[str, Any]]:

@@ -6,15 +6,15 @@ import logging
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline import environment, fingerprint, hub, keys, replicas, requests, retreats, summary
-from pipeline.errors import Interrupted, OutOfMemory, PipelineError, Refused
+from pipeline import environment, keys, launched, meeting, replicas, requests, retreats, summary
+from pipeline.errors import Interrupted, OutOfMemory, PipelineError
 from pipeline.keys import Plan, Planned
 from pipeline.latest import update_latest
 from pipeline.manifest import Entry
@@ -24,6 +24,7 @@ from pipeline.plan import Step
 from pipeline.process import Event, HandedOver, WorkerProcess
 from pipeline.record import RunRecord
 from pipeline.schema import Config
+from pipeline.signals import watched
 from pipeline.store import Store
 from pipeline.terminal import LiveLine, live_line
 
@@ -54,6 +55,8 @@ class Run:
         self.metrics = MetricsFile(record.directory / "metrics.jsonl")
         self.handed_over: HandedOver = {}
         self.worker: WorkerProcess | None = None
+        self.place = launched.place()
+        self.meeting = meeting.Meeting()
         self.stop_signal: int | None = None
         self.serving = False
         self.ends_at_once = False
@@ -65,9 +68,10 @@ class Run:
     def execute(self) -> None:
         """Go through the plan."""
         for position in range(len(self.plan.steps)):
-            self._step(position)
+            self.take(position)
 
-    def _step(self, position: int) -> None:
+    def take(self, position: int) -> None:
+        """Take the step at that position of the plan."""
         planned = self.plan.steps[position]
         self.check_stop()
         if planned.step.name == "model" and not self.plan.made_model:
@@ -79,16 +83,19 @@ class Run:
             try:
                 self._stage(planned)
             except OutOfMemory as lack:
-                if planned.step.name != "train" or self._stopping():
+                # Launched processes would have to plan anew together.
+                if planned.step.name != "train" or self._stopping() or self.place:
                     raise
                 self.plan = retreats.retreat(self.plan, self.config, self.store, lack)
-                self._step(position)
+                self.take(position)
 
     def _stage(self, planned: Planned) -> None:
         step, key = planned.step, planned.key
         with self.store.lock(step.name, key, on_wait=self._say_waiting, stop=self._stopping):
             entry = self.store.find(step.name, key)
             reused = entry is not None
+            if self.place and step.name == "train" and planned.selected:
+                self._meet(self.place, planned, reused)
             if entry is None:
                 entry = self._make(planned)
             self.store.discard(self.store.checkpoints(step.name, key))
@@ -105,6 +112,18 @@ class Run:
             for line in summary.doctor_lines(entry, self.record.directory, reused):
                 log.info("%s", line)
 
+    def _meet(self, place: launched.Place, planned: Planned, reused: bool) -> None:
+        """Agree with the other launched processes on what is trained, and from where."""
+        log.info("train: waiting for the other processes that mlx.launch started")
+        meeting.gather(
+            self.meeting,
+            place,
+            planned.ingredients or {},
+            self.store.checkpoints("train", planned.key),
+            reused=reused,
+            check=self.check_stop,
+        )
+
     def _make(self, planned: Planned) -> Entry:
         step = planned.step
         requests.require_known(planned)
@@ -112,8 +131,8 @@ class Run:
         started = time.monotonic()
         self.metrics.begin(step.name, staging / "metrics.jsonl")
         try:
-            done = self._work(planned, staging)
-            self._check_unchanged(planned)
+            done = self.work(planned, staging)
+            keys.check_unchanged(self.plan, planned, self.config)
         except PipelineError as error:
             self.store.discard(staging)
             if isinstance(error, OutOfMemory):
@@ -132,25 +151,17 @@ class Run:
             peak_memory_bytes=done["peak_memory_bytes"],
         )
 
-    def _check_unchanged(self, planned: Planned) -> None:
-        """Refuse rows of files that changed meanwhile: they are not those of the key."""
-        if "data" not in planned.step.settings or planned.ingredients is None:
-            return
-        now = fingerprint.data_identity(self.config.data, self.plan.data_commits)
-        if now != planned.ingredients["inputs"]:
-            found = "its files, or those it is read by, changed while they were read"
-            raise Refused("data.path", found, "run it again once they are complete")
-
     def _serve(self, planned: Planned) -> None:
         self.serving = True
         with tempfile.TemporaryDirectory() as out:
-            self._work(planned, Path(out))
+            self.work(planned, Path(out))
         log.info("server stopped")
         # Being stopped is how a server ends.
         self.stop_signal = None
         self.record.stage(planned.step.name, planned.key, "ran", None)
 
-    def _work(self, planned: Planned, out: Path) -> Event:
+    def work(self, planned: Planned, out: Path, given: Mapping[str, Any] | None = None) -> Event:
+        """Let the worker make one stage in `out`; `given` replaces what it is given beside."""
         step = planned.step
         self.step, self.resumed = step, (None, 0.0)
         if step.tensors:
@@ -164,7 +175,11 @@ class Run:
         # A signal from before there was a worker has not reached it.
         self.check_stop()
         config = self.plan.pinned(self.config)
-        request = requests.build(planned, config, self.handed_over, self._extra(planned), out)
+        with self._ending_at_once() if step.name == "model" else nullcontext():
+            beside = requests.extra(planned, self.plan, config, self.store, log.info)
+        request = requests.build(
+            planned, config, self.handed_over, {**beside, **(given or {})}, out
+        )
         try:
             return replicas.run(
                 self.worker,
@@ -173,6 +188,7 @@ class Run:
                 workers=environment.training_workers(config.train) if step.name == "train" else 1,
                 log=self.record.directory / "pipeline.log",
                 model_path=config.model.path,
+                place=self.place,
             )
         except PipelineError:
             self.record.stage(step.name, planned.key, "failed", None, self.resumed[0])
@@ -180,21 +196,6 @@ class Run:
         finally:
             if self.line:
                 self.line.clear()
-
-    def _extra(self, planned: Planned) -> dict[str, Any]:
-        step = planned.step
-        if step.resumes:
-            return {"checkpoints": str(self.store.checkpoints(step.name, planned.key).resolve())}
-        if step.name == "serve":
-            return {"name": self.config.name}
-        if step.name != "model":
-            return {}
-        dtype = environment.compute_dtype(self.config.model.dtype)
-        if self.plan.source.kind == "tiny":
-            return {"source": None, "dtype": dtype}
-        with self._ending_at_once():
-            source = hub.download(self.plan.model, self.plan.source, log.info)
-        return {"source": str(source.resolve()), "dtype": dtype}
 
     @contextmanager
     def _ending_at_once(self) -> Iterator[None]:
@@ -253,15 +254,42 @@ class Run:
 
 
 @contextmanager
-def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    watched = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, handler) for number in watched}
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        for number, old in before.items():
-            signal.signal(number, old)
+def opened(
+    config: Config,
+    *,
+    directory: Path,
+    command: list[str],
+    parent: Parent | None = None,
+    study: str | None = None,
+    trial: int | None = None,
+) -> Iterator[Run]:
+    """Plan the configuration, begin its record in `directory`, and end its worker afterwards."""
+    plan = retreats.follow(keys.make(config, parent), config, _store(config))
+    keys.check_upstream(plan, config, _store(config), parent)
+    with ExitStack() as stack:
+        record = stack.enter_context(
+            RunRecord.start(
+                directory,
+                config=asdict(config),
+                command=command,
+                model=plan.model_record(),
+                data=[{"path": k, "commit": v} for k, v in plan.data_commits.items()],
+                environment=environment.describe(config.model.dtype, config.model.path),
+                parent=str(parent.directory) if parent else None,
+                study=study,
+                trial=trial,
+            )
+        )
+        run = Run(config, plan, record, stack.enter_context(live_line()))
+        # The others that mlx.launch started see it, and end.
+        stack.callback(run.meeting.close)
+        stack.callback(run.close)
+        stack.enter_context(watched(run.on_signal))
+        try:
+            yield run
+        except PipelineError:
+            run.check_stop()
+            raise
 
 
 def execute(
@@ -277,30 +305,11 @@ def execute(
 
     Raises a `PipelineError` for whatever ended the run; its record says so too.
     """
-    plan = retreats.follow(keys.make(config, parent), config, _store(config))
-    keys.check_upstream(plan, config, _store(config), parent)
-    with ExitStack() as stack:
-        record = stack.enter_context(
-            RunRecord.start(
-                directory,
-                config=asdict(config),
-                command=command,
-                model=_model_record(plan, config),
-                data=[{"path": k, "commit": v} for k, v in plan.data_commits.items()],
-                environment=environment.describe(config.model.dtype, config.model.path),
-                parent=str(parent.directory) if parent else None,
-                study=study,
-                trial=trial,
-            )
-        )
-        run = Run(config, plan, record, stack.enter_context(live_line()))
-        stack.callback(run.close)
-        stack.enter_context(_signals(run.on_signal))
-        try:
-            run.execute()
-        except PipelineError:
-            run.check_stop()
-            raise
+    with opened(
+        config, directory=directory, command=command, parent=parent, study=study, trial=trial
+    ) as run:
+        run.execute()
+    record = run.record
     update_latest(directory)
     summary.show(record, figures=config.stages != ("serve",))
     return Outcome(directory=directory, status="succeeded", metrics=record.metrics)
@@ -308,13 +317,3 @@ def execute(
 
 def _store(config: Config) -> Store:
     return Store(Path(config.outputs) / "store")
-
-
-def _model_record(plan: Plan, config: Config) -> dict[str, Any]:
-    made = next((p.key for p in plan.steps if p.step.name == "model"), None)
-    return {
-        "path": config.model.path,
-        "kind": plan.source.kind,
-        "commit": plan.source.commit,
-        "key": made,
-    }

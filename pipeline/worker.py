@@ -96,7 +96,7 @@ def _placed(place: Mapping[str, Any] | None) -> Iterator[None]:
         yield
         return
     # Read by MLX's distributed engine when the stage joins the others.
-    os.environ.update(MLX_RANK=str(place["rank"]), MLX_HOSTFILE=place["hostfile"])
+    os.environ.update(place["variables"])
     with importlib.import_module("stages.models.blas").threads(place["threads"]):
         yield
 

@@ -27,7 +27,7 @@ from stages.training.curve import save_curve
 from stages.training.footprint import announce
 from stages.training.loop import fit
 from stages.training.peak import peak_learning_rate
-from stages.training.ranks import join
+from stages.training.ranks import Ranks, join
 from stages.training.reuse import reused_prefix
 from stages.training_settings import Optimizer, Train
 
@@ -54,7 +54,9 @@ def train(
     train.memory_limit, StopRequested when asked to stop. `loss.png` shows the course.
     `checkpoints` is where unfinished work lies and is kept; one there is gone on from.
     """
-    with watching(report, train.callbacks, train.trackio) as watched:
+    # Before what takes long, so that all come here at about the same time.
+    ranks = join(train.workers or 1)
+    with watching(report, train.callbacks, train.trackio) as watched, ranks.watched():
         return _train(
             lora,
             optimizer,
@@ -65,6 +67,7 @@ def train(
             report=watched,
             out=out,
             checkpoints=checkpoints,
+            ranks=ranks,
         )
 
 
@@ -79,6 +82,7 @@ def _train(
     report: Watched,
     out: Path,
     checkpoints: Path | None,
+    ranks: Ranks,
 ) -> Adapter:
     rows = open_rows(prepared.directory, "train")
     valid = open_rows(prepared.directory, "valid")
@@ -103,7 +107,6 @@ def _train(
         facts |= {f"{name}.{key}": value for key, value in asdict(group).items()}
     report.start(facts)
     announce(tuning, rows, optimizer, train, config, report)
-    ranks = join(train.workers or 1)
     with reused_prefix(
         tuning, rows, valid, train=train, out=out, report=report, ranks=ranks
     ) as feeds:

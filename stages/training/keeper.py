@@ -14,6 +14,7 @@ from stages.errors import EnvironmentFailure, StopRequested
 from stages.training import checkpoints
 from stages.training.checkpoints import Damaged, Snapshot
 from stages.training.course import Course
+from stages.training.ranks import PeerLost
 from stages.training_settings import Train
 
 KEPT = 2
@@ -95,10 +96,10 @@ class Keeper:
 
     @contextmanager
     def keeping(self, course: Course) -> Iterator[None]:
-        """Write a last checkpoint where the block is asked to stop; let no thread outlive it."""
+        """Write a last checkpoint where the block has to stop; let no thread outlive it."""
         try:
             yield
-        except StopRequested:
+        except (StopRequested, PeerLost):
             self._keep_last(course)
             raise
         finally:
@@ -113,7 +114,7 @@ class Keeper:
                 self._write(self._directory, self._take(course))
                 self._end_writing()
         except EnvironmentFailure as failure:
-            # What ends the run is that it was asked to.
+            # What ends the run is why it had to stop.
             self._report.log(f"no checkpoint of step {course.progress.steps}: {failure}")
 
     def _is_due(self, course: Course) -> bool:

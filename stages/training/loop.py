@@ -113,6 +113,7 @@ def _fit(
     course = Course(state, best, progress)
     keeper = Keeper(checkpoints, train, report, writes=ranks.rank == 0)
     keeper.resume(course)
+    ranks.require_same(progress.steps)
     keeper.require_space(course)
     validate_after = _validation_steps(per_epoch, total, train.validations_per_epoch)
 
@@ -130,7 +131,7 @@ def _fit(
             best.parameters, best.step = state.parameters, steps
         course.settled = steps
 
-    with _checkpointing(tuning, train), keeper.keeping(course):
+    with _checkpointing(tuning, train), keeper.keeping(course), ranks.watched():
         if course.settled < progress.steps:
             settle()
         clock = perf_counter()

@@ -5,13 +5,27 @@ They add up through MLX's own distributed engine (`mx.distributed`): rings of so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic, sleep
 
 import mlx.core as mx
+import numpy as np
 
 from stages.errors import EnvironmentFailure
 from stages.training.batches import Batch, share
+
+JOIN_SECONDS = 120
+"""How long the others may take to start their part."""
+_AGAIN = "run the same command again: it goes on from the last checkpoint"
+
+
+class PeerLost(EnvironmentFailure):
+    """Report that another of the processes that train together has ended."""
+
+    def __init__(self) -> None:
+        super().__init__("train", "another process of this training is gone", _AGAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +58,33 @@ class Ranks:
         """Wait until every process has come here."""
         mx.eval(self.total([mx.zeros(1)]))
 
+    def require_same(self, step: int) -> None:
+        """Raise EnvironmentFailure unless all processes stand after the same step."""
+        if self.size == 1:
+            return
+        own = np.zeros((self.size, 2), np.float32)
+        # A step may have more digits than float32.
+        own[self.rank] = divmod(step, 1 << 16)
+        [found] = self.total([mx.array(own)])
+        high, low = np.array(found).astype(int).T
+        steps = ((high << 16) + low).tolist()
+        if len(set(steps)) > 1:
+            stand = ", ".join(map(str, steps))
+            raise EnvironmentFailure(
+                "train.resume", f"the processes stand after different steps: {stand}",
+                "a checkpoint is damaged on one machine: remove it there, or set "
+                "train.resume=never")  # fmt: skip
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Raise PeerLost where the block loses the connection to another process."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not str(error).startswith(("[ring]", "[jaccl]", "[nccl]")):
+                raise
+            raise PeerLost from error
+
 
 ALONE = Ranks()
 
@@ -52,10 +93,16 @@ def join(workers: int) -> Ranks:
     """Join the other processes; raises EnvironmentFailure where they are not to be reached."""
     if workers == 1:
         return ALONE
-    try:
-        group = mx.distributed.init(strict=True)
-    except RuntimeError as error:
-        found = f"the processes cannot reach each other on this machine: {error}".splitlines()[0]
-        mend = "run it again, or set train.workers=1"
-        raise EnvironmentFailure("train.workers", found, mend) from error
-    return Ranks(group.rank(), group.size(), group)
+    until = monotonic() + JOIN_SECONDS
+    while True:
+        try:
+            group = mx.distributed.init(strict=True)
+        except RuntimeError as error:
+            # MLX tries for half a minute, and the others may need longer to start.
+            if monotonic() > until:
+                found = f"the processes cannot reach each other: {error}".splitlines()[0]
+                mend = "run it again, or on one machine with train.workers=1"
+                raise EnvironmentFailure("train.workers", found, mend) from error
+            sleep(1)
+        else:
+            return Ranks(group.rank(), group.size(), group)

@@ -120,9 +120,12 @@ def reused_prefix(
             if ranks.rank == 0:
                 stack.callback(split.file.path.unlink, missing_ok=True)
                 create(split.file.path, split.file.size_bytes)
-        # All ranks of this machine share the files.
+        # All ranks of this machine share the files; those of another have their own.
         ranks.meet()
         for split in kept.values():
+            if not split.file.path.exists():
+                stack.callback(split.file.path.unlink, missing_ok=True)
+                create(split.file.path, split.file.size_bytes)
             split.file.open()
             stack.callback(split.file.close)
         yield Feeds(**{name: split.feed for name, split in kept.items()})
