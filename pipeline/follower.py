@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline import meeting
+from pipeline.execution import opened
 from pipeline.keys import Planned
 from pipeline.launched import Place
 from pipeline.parent import Parent
-from pipeline.runner import Run, opened
+from pipeline.runner import Run
 from pipeline.schema import Config
 
 

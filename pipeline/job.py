@@ -83,7 +83,7 @@ def run(cfg: DictConfig, session: Session) -> float:
 
 
 def _execute(cfg: DictConfig, session: Session, command: list[str], trial: int | None) -> float:
-    from pipeline import runner
+    from pipeline.execution import execute
 
     hydra = HydraConfig.get()
     composer = Composer(GlobalHydra.instance().config_loader(), str(hydra.job.config_name))
@@ -92,7 +92,7 @@ def _execute(cfg: DictConfig, session: Session, command: list[str], trial: int |
     config, parent = configure(composed, words, composer)
     session.objective = config.objective
     searching = hydra.runtime.choices["hydra/sweeper"] == STUDY and trial is not None
-    outcome = runner.execute(
+    outcome = execute(
         config,
         directory=Path(hydra.runtime.output_dir),
         command=command,

@@ -7,8 +7,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,31 +15,19 @@ from typing import Any
 from pipeline import environment, keys, launched, meeting, replicas, requests, retreats, summary
 from pipeline.errors import Interrupted, OutOfMemory, PipelineError
 from pipeline.keys import Plan, Planned
-from pipeline.latest import update_latest
 from pipeline.manifest import Entry
 from pipeline.metrics import MetricsFile
-from pipeline.parent import Parent
 from pipeline.plan import Step
 from pipeline.process import Event, HandedOver, WorkerProcess
 from pipeline.record import RunRecord
 from pipeline.schema import Config
-from pipeline.signals import watched
 from pipeline.store import Store
-from pipeline.terminal import LiveLine, live_line
+from pipeline.terminal import LiveLine
 
 log = logging.getLogger("pipeline")
 
 GRACE_SECONDS = 30
 """How long a stage may take to reach a safe point after the first Ctrl-C."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a run came to."""
-
-    directory: Path
-    status: str
-    metrics: dict[str, float]
 
 
 class Run:
@@ -51,7 +38,7 @@ class Run:
         self.plan = plan
         self.record = record
         self.line = line
-        self.store = _store(config)
+        self.store = Store(Path(config.outputs) / "store")
         self.metrics = MetricsFile(record.directory / "metrics.jsonl")
         self.handed_over: HandedOver = {}
         self.worker: WorkerProcess | None = None
@@ -251,69 +238,3 @@ class Run:
             self.worker.request_stop()
             signal.signal(signal.SIGALRM, self.on_signal)
             signal.alarm(GRACE_SECONDS)
-
-
-@contextmanager
-def opened(
-    config: Config,
-    *,
-    directory: Path,
-    command: list[str],
-    parent: Parent | None = None,
-    study: str | None = None,
-    trial: int | None = None,
-) -> Iterator[Run]:
-    """Plan the configuration, begin its record in `directory`, and end its worker afterwards."""
-    plan = retreats.follow(keys.make(config, parent), config, _store(config))
-    keys.check_upstream(plan, config, _store(config), parent)
-    with ExitStack() as stack:
-        record = stack.enter_context(
-            RunRecord.start(
-                directory,
-                config=asdict(config),
-                command=command,
-                model=plan.model_record(),
-                data=[{"path": k, "commit": v} for k, v in plan.data_commits.items()],
-                environment=environment.describe(config.model.dtype, config.model.path),
-                parent=str(parent.directory) if parent else None,
-                study=study,
-                trial=trial,
-            )
-        )
-        run = Run(config, plan, record, stack.enter_context(live_line()))
-        # The others that mlx.launch started see it, and end.
-        stack.callback(run.meeting.close)
-        stack.callback(run.close)
-        stack.enter_context(watched(run.on_signal))
-        try:
-            yield run
-        except PipelineError:
-            run.check_stop()
-            raise
-
-
-def execute(
-    config: Config,
-    *,
-    directory: Path,
-    command: list[str],
-    parent: Parent | None = None,
-    study: str | None = None,
-    trial: int | None = None,
-) -> Outcome:
-    """Run the configuration in `directory`, record it there and say what came out.
-
-    Raises a `PipelineError` for whatever ended the run; its record says so too.
-    """
-    with opened(
-        config, directory=directory, command=command, parent=parent, study=study, trial=trial
-    ) as run:
-        run.execute()
-    record = run.record
-    update_latest(directory)
-    summary.show(record, figures=config.stages != ("serve",))
-    return Outcome(directory=directory, status="succeeded", metrics=record.metrics)
-
-
-def _store(config: Config) -> Store:
-    return Store(Path(config.outputs) / "store")

@@ -13,8 +13,9 @@ import pytest
 
 # Stands for the runner: measures rank/10, and fails in a different way for each of some ranks.
 RUNNER = """
+import logging
 from dataclasses import asdict
-from pipeline import runner
+from pipeline import execution
 from pipeline.errors import Interrupted, Refused, Unable
 
 def execute(config, *, directory, command, parent=None, study=None, trial=None):
@@ -29,11 +30,11 @@ def execute(config, *, directory, command, parent=None, study=None, trial=None):
     seen = {"config": asdict(config), "command": command, "trial": trial}
     seen["parent"] = str(parent.directory) if parent else None
     (directory / "run.json").write_text(json.dumps(seen))
-    runner.log.info("working on it")
+    logging.getLogger("pipeline").info("working on it")
     metrics = {"valid.loss": config.lora.rank / 10, "valid.odd": float("nan")}
-    return runner.Outcome(directory=directory, status="succeeded", metrics=metrics)
+    return execution.Outcome(directory=directory, status="succeeded", metrics=metrics)
 
-runner.execute = execute
+execution.execute = execute
 """
 
 

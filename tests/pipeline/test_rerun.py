@@ -187,7 +187,7 @@ RUNNER = """
 from dataclasses import asdict
 from pathlib import Path
 import shutil
-from pipeline import runner
+from pipeline import execution
 
 def execute(config, *, directory, command, parent=None, study=None, trial=None):
     seen = {"config": asdict(config), "command": command, "parent": str(parent.directory)}
@@ -195,9 +195,9 @@ def execute(config, *, directory, command, parent=None, study=None, trial=None):
     newer = Path("outputs/runs/newer/20990101-000000-000000")
     if not newer.exists():
         shutil.copytree(parent.directory, newer)
-    return runner.Outcome(directory=directory, status="succeeded", metrics={})
+    return execution.Outcome(directory=directory, status="succeeded", metrics={})
 
-runner.execute = execute
+execution.execute = execute
 """
 
 

@@ -33,7 +33,7 @@ RATE = "optimizer.learning_rate"
 RUNNER = """
 import math, time
 from dataclasses import asdict
-from pipeline import runner
+from pipeline import execution
 from pipeline.errors import Interrupted, Unable
 from pipeline.record import RunRecord
 
@@ -47,9 +47,9 @@ def execute(config, *, directory, command, parent=None, study=None, trial=None):
             time.sleep(0.01)
         loss = (math.log10(config.optimizer.learning_rate) + 3) ** 2 + 0.5
         record._fields["metrics"]["valid.loss"] = math.nan if config.lora.rank == 17 else loss
-        return runner.Outcome(directory=directory, status="succeeded", metrics=record.metrics)
+        return execution.Outcome(directory=directory, status="succeeded", metrics=record.metrics)
 
-runner.execute = execute
+execution.execute = execute
 """
 PRELOADED = f"import pipeline.search\n{RUNNER}"
 
