@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -193,3 +194,37 @@ def all_gone(processes: list[int]) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+@pytest.mark.slow
+def test_different_steps_are_refused(tmp_path: Path) -> None:
+    """Where one process finds its copy of the newest checkpoint damaged, nothing is trained."""
+    with launched(tmp_path, *COMMAND, apart=True) as process:
+        reach(process, tmp_path / "0", 7)
+        for rank in (0, 1):
+            os.kill(pid(tmp_path, rank), signal.SIGINT)
+        process.communicate(timeout=60)
+    name = "outputs/store/.checkpoints"
+    shutil.copytree(tmp_path / "0" / name, tmp_path / "1" / name)
+    newest = max((tmp_path / "1" / name).glob("*/step-*")) / "tensors.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    _, err = run(tmp_path, *COMMAND, apart=True)
+    assert "error: train.resume: the processes stand after different steps: " in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "0/outputs/store/train").exists()
+
+
+@pytest.mark.slow
+def test_each_machine_keeps_what_frozen_blocks_give(tmp_path: Path) -> None:
+    """Processes with no folder in common have files of their own, and the bytes of local ones."""
+    words = (*cli.QUICK, cli.TRAIN, "lora.num_layers=1", "train.prefix_cache_gb=1",
+             "train.batch_size=16")  # fmt: skip
+    local, _ = cli.succeed(tmp_path, *words, "train.workers=2")
+    out, err = run(tmp_path, *words, apart=True)
+    assert err == ""
+    assert "their output is kept for" in out
+    directory = tmp_path / "0" / out.rstrip().splitlines()[-1].removeprefix("run: ")
+    name = "train/adapters.safetensors"
+    assert (directory / name).read_bytes() == (local / name).read_bytes()
