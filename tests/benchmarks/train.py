@@ -22,7 +22,7 @@ from pipeline.environment import cpu_count, worker_variables
 
 HERE = Path(__file__).parent
 DATA = Path(__file__).parents[3] / "shared" / "data"
-SAMPLE_SECONDS = 0.2
+SAMPLE_SECONDS = 1.0
 LEAN = {"gradient_checkpointing": True, "workers": 1}
 """Settings of `train` that save memory."""
 TOP_QUARTER = {"lora": {"num_layers": 8}, "train": {"epochs": 2, "steps": None}}
