@@ -16,7 +16,6 @@ from stages.lora.targets import find_targets
 from stages.training.held import Limited, held_bytes
 from stages.training.loop import fit
 
-
 HELD = """
 import numpy as np
 from stages.training.held import held_bytes
