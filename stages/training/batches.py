@@ -91,6 +91,13 @@ def count_steps(rows: Rows, train: Train) -> tuple[int, int]:
     return per_epoch, train.steps or train.epochs * per_epoch
 
 
+def validation_steps(per_epoch: int, total: int, per_epoch_validations: int) -> set[int]:
+    """Return the steps (from 1) after which to validate: evenly in each epoch, and the last."""
+    within = {-(-per_epoch * i // per_epoch_validations)
+              for i in range(1, per_epoch_validations + 1)}  # fmt: skip
+    return {step for step in range(1, total) if (step - 1) % per_epoch + 1 in within} | {total}
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How the rows of a step become batches; what is trained is the same in all."""

@@ -28,6 +28,7 @@ from stages.training.batches import (
     dropout_keys,
     training_steps,
     validation_batches,
+    validation_steps,
 )
 from stages.training.checkpointing import gradient_checkpointing
 from stages.training.course import Best, Course, State
@@ -109,13 +110,15 @@ def _fit(
     state = State(tuning.parameters(), states)
     best = Best(state.parameters)
     per_epoch, total = count_steps(rows, train)
-    progress = Progress(report, total, train.log_every, epochs=-(-total // per_epoch))
+    others = [0]
+    progress = Progress(report, total, train.log_every, epochs=-(-total // per_epoch),
+                        others_memory_bytes=lambda: others[0])  # fmt: skip
     course = Course(state, best, progress)
     keeper = Keeper(checkpoints, train, report, writes=ranks.rank == 0)
     keeper.resume(course)
     ranks.require_same(progress.steps)
     keeper.require_space(course)
-    validate_after = _validation_steps(per_epoch, total, train.validations_per_epoch)
+    validate_after = validation_steps(per_epoch, total, train.validations_per_epoch)
 
     def settle() -> None:
         """Do what is due after the newest step: validate, and keep the best."""
@@ -142,11 +145,14 @@ def _fit(
             rate = learning_rate(optimizer, step.number, total)
             keys = [dropout_keys(seed, step.epoch, batch.rows) if tuning.has_dropout else None
                     for batch in step.batches]  # fmt: skip
+            # Here, for a process that is lost now has taken no part of a step.
+            others[0] = ranks.others_memory_bytes()
             stop = report.stop_requested()
             if ranks.size == 1 and stop:
                 raise StopRequested
-            loss, norm, stop = take_step(gradients, update, state, step, keys, rate, feeds.train,
-                                         ranks, stop)  # fmt: skip
+            loss, norm, stop = take_step(
+                gradients, update, state, step, keys, rate, feeds.train, ranks, stop
+            )
             progress.add(step, loss, norm, rate, perf_counter() - clock)
             keeper.after(course, stop)
             settle()
@@ -274,13 +280,6 @@ def _keep_best(best: Best, parameters: Parameters, loss: float, progress: Progre
         best.parameters, best.step, best.loss = parameters, progress.steps, loss
         best.misses = 0
     progress.validated(loss, better)
-
-
-def _validation_steps(per_epoch: int, total: int, per_epoch_validations: int) -> set[int]:
-    """Return the steps (from 1) after which to validate: evenly in each epoch, and the last."""
-    within = {-(-per_epoch * i // per_epoch_validations)
-              for i in range(1, per_epoch_validations + 1)}  # fmt: skip
-    return {step for step in range(1, total) if (step - 1) % per_epoch + 1 in within} | {total}
 
 
 def _checked_sum(where: str, rows: Sequence[int], losses: mx.array) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 
 from stages.errors import EnvironmentFailure
 from stages.training.batches import Batch, share
+from stages.training.progress import peak_memory_bytes
 
 JOIN_SECONDS = 120
 """How long the others may take to start their part."""
@@ -53,6 +54,15 @@ class Ranks:
             found.append(summed[start : start + array.size].reshape(array.shape))
             start += array.size
         return found
+
+    def others_memory_bytes(self) -> int:
+        """Return the most memory that the other processes have held, for all to ask at once."""
+        if self.size == 1:
+            return 0
+        # In MiB: float32 counts no bytes beyond 16 MB.
+        own = peak_memory_bytes() >> 20
+        [found] = self.total([mx.array([float(own)])])
+        return (int(np.array(found)[0]) - own) << 20
 
     def meet(self) -> None:
         """Wait until every process has come here."""
