@@ -70,12 +70,16 @@ def test_only_the_first_tells_others_what_happens() -> None:
     """The rest call nobody back; all of them have the same place to meet."""
     train = {"callbacks": ["mine.py"], "trackio": "project", "epochs": 1}
     request = {"stage": "train", "settings": [("lora", {"rank": 2}), ("train", train), ("seed", 3)]}
-    first, second = (replicas._as_rank(request, rank, "hosts.json", 3) for rank in (0, 1))
+    first, second = (
+        replicas.as_rank(request, rank, 3, MLX_RANK=str(rank), MLX_HOSTFILE="hosts.json")
+        for rank in (0, 1)
+    )
     assert first["settings"] == request["settings"]
     silent = {"callbacks": [], "trackio": None, "epochs": 1}
     assert second["settings"] == [("lora", {"rank": 2}), ("train", silent), ("seed", 3)]
-    assert first["place"] == {"rank": 0, "hostfile": "hosts.json", "threads": 3}
-    assert second["place"] == {"rank": 1, "hostfile": "hosts.json", "threads": 3}
+    for rank, own in enumerate((first, second)):
+        variables = {"MLX_RANK": str(rank), "MLX_HOSTFILE": "hosts.json"}
+        assert own["place"] == {"threads": 3, "variables": variables}
 
 
 @pytest.fixture(scope="module")
