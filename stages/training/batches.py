@@ -9,7 +9,7 @@ from itertools import accumulate, islice, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.rows import Rows
+from stages.data.rows import Rows, Supervised, Tokens
 from stages.lora.keys import fold, words
 from stages.training_settings import Train
 
@@ -220,13 +220,7 @@ def collate(rows: Rows, indices: Sequence[int], few_shapes: bool = False) -> Bat
     read = [rows[index] for index in indices]
     width = input_width(max(len(tokens) for tokens, _ in read), few_shapes)
     inputs = np.zeros((len(read), width), np.int32)
-    found: list[NDArray[np.int32]] = []
-    for place, (tokens, supervised) in enumerate(read):
-        inputs[place, : len(tokens) - 1] = tokens[:-1]
-        predicted = np.flatnonzero(supervised[1:])
-        owner = np.full_like(predicted, place)
-        found.append(np.stack([place * width + predicted, tokens[1:][predicted], owner]))
-    supervision = np.concatenate(found, axis=1).astype(np.int32)
+    supervision = _fill(inputs, read, range(0, inputs.size, width))
     # At least one, for a batch without a target has a loss, 0, all the same.
     wanted = max(supervision.shape[1], 1)
     if few_shapes:
@@ -245,19 +239,29 @@ def pack(rows: Rows, indices: Sequence[int]) -> Batch:
     lengths = tuple(input_width(len(tokens)) for tokens, _ in read)
     starts = [0, *accumulate(lengths)]
     inputs = np.zeros((1, starts[-1]), np.int32)
-    found: list[NDArray[np.int32]] = []
-    for place, (tokens, supervised) in enumerate(read):
-        inputs[0, starts[place] : starts[place] + len(tokens) - 1] = tokens[:-1]
-        predicted = np.flatnonzero(supervised[1:])
-        owner = np.full_like(predicted, place)
-        found.append(np.stack([starts[place] + predicted, tokens[1:][predicted], owner]))
-    supervision = np.concatenate(found, axis=1).astype(np.int32)
+    supervision = _fill(inputs, read, starts)
     if supervision.shape[1] == 0:
         # A batch without a target has a loss, 0, all the same.
         supervision = np.array([[0], [0], [len(read)]], np.int32)
     positions, targets, owners = supervision
     input_tokens = sum(len(tokens) - 1 for tokens, _ in read)
     return Batch(tuple(indices), inputs, positions, targets, owners, input_tokens, lengths)
+
+
+def _fill(
+    inputs: NDArray[np.int32], read: Sequence[tuple[Tokens, Supervised]], starts: Sequence[int]
+) -> NDArray[np.int32]:
+    """Put rows into `inputs` at these places of it, flattened; returns positions, targets, owners.
+
+    They are (3, N), N the supervised tokens of all rows.
+    """
+    flat, found = inputs.reshape(-1), []
+    for owner, ((tokens, supervised), start) in enumerate(zip(read, starts, strict=False)):
+        flat[start : start + len(tokens) - 1] = tokens[:-1]
+        predicted = np.flatnonzero(supervised[1:])
+        owners = np.full_like(predicted, owner)
+        found.append(np.stack([start + predicted, tokens[1:][predicted], owners]))
+    return np.concatenate(found, axis=1).astype(np.int32)
 
 
 def share(sizes: Sequence[int], parts: int) -> list[list[int]]:
