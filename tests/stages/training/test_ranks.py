@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from stages.errors import EnvironmentFailure
+from stages.training import ranks
 from stages.training.batches import Batch
 from stages.training.held import Limited
 from stages.training.ranks import ALONE, Ranks, join
@@ -141,6 +142,8 @@ def test_others_out_of_reach_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a place among others: the key, and what to set."""
     for name in ("MLX_RANK", "MLX_HOSTFILE"):
         monkeypatch.delenv(name, raising=False)
+    # Nobody will come: the first try is the last.
+    monkeypatch.setattr(ranks, "JOIN_SECONDS", 0)
     with pytest.raises(EnvironmentFailure) as caught:
         join(2)
     assert caught.value.where == "train.workers"
