@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pipeline.commits import TIMEOUT_SECONDS, Repository, find_commit, reported
 from pipeline.errors import Refused, Unable
 from pipeline.file_digests import sha256
+from stages.inputs import EMBEDDED
 from stages.settings import Model
 
 _TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
@@ -28,7 +29,7 @@ class Source:
 
     kind: Literal["tiny", "local", "hub"]
     directory: Path | None = None
-    """The directory of a local model, else None."""
+    """The directory of the embedded or a local model, else None."""
     commit: str | None = None
     """The commit of a model on the hub, else None."""
     weights: dict[str, Any] = field(default_factory=dict)
@@ -37,9 +38,9 @@ class Source:
     """What identifies the files without the weights: tokenizer, template, configs."""
 
 
-def is_made(kind: str, quantization: int | None) -> bool:
-    """Tell whether a base is made in the store (built, quantized), or used where it lies."""
-    return kind == "tiny" or quantization is not None
+def is_made(quantization: int | None, init_seed: int | None) -> bool:
+    """Tell whether a base is made in the store (quantized, drawn), or used where it lies."""
+    return quantization is not None or init_seed is not None
 
 
 def resolve(model: Model) -> Source:
@@ -50,7 +51,7 @@ def resolve(model: Model) -> Source:
     cannot be reached and the cache does not know.
     """
     if model.path == "tiny":
-        return Source(kind="tiny", weights={"tiny": True}, tokenizer={"tiny": True})
+        return _embedded(model)
     directory = Path(model.path).expanduser()
     if directory.is_dir() or model.path.startswith(("/", ".", "~")):
         return _local(model, directory)
@@ -68,8 +69,7 @@ def download(model: Model, source: Source, say: Callable[[str], None]) -> Path:
     """
     if source.directory is not None:
         return source.directory
-    if source.commit is None:
-        raise ValueError("the embedded model is built, not downloaded")
+    assert source.commit is not None
     with reported(_repository(model)):
         return _cached(model.path, source.commit) or _fetched(model.path, source.commit, say)
 
@@ -87,7 +87,20 @@ def _local(model: Model, directory: Path) -> Source:
     if model.revision is not None:
         found = f"found {model.revision!r}, but {model.path!r} is a directory"
         raise Refused("model.revision", found, "leave model.revision out")
-    files = sorted({file for pattern in _FILES for file in directory.glob(pattern)})
+    return _lying("local", model, directory)
+
+
+def _embedded(model: Model) -> Source:
+    if model.init_seed is None and not (EMBEDDED / "model.safetensors").is_file():
+        found = "model.safetensors of the embedded model is not installed"
+        raise Refused("model.path", found, "install the package again, or choose another model")
+    return _lying("tiny", model, EMBEDDED)
+
+
+def _lying(kind: Literal["tiny", "local"], model: Model, directory: Path) -> Source:
+    # Drawn anew, the weights that may lie there decide nothing.
+    patterns = _FILES if model.init_seed is None else _TOKENIZER_FILES
+    files = sorted({file for pattern in patterns for file in directory.glob(pattern)})
     try:
         digests = {file.name: sha256(file) for file in files}
     except OSError as error:
@@ -95,7 +108,7 @@ def _local(model: Model, directory: Path) -> Source:
         raise Refused("model.path", found, "make it readable, or copy it again") from error
     texts = {name: value for name, value in digests.items() if not name.endswith(".safetensors")}
     return Source(
-        kind="local",
+        kind=kind,
         directory=directory,
         weights={"files": digests},
         tokenizer={"files": texts},

@@ -18,8 +18,6 @@ from stages.data_settings import Data
 from stages.settings import Model
 from stages.training_settings import Train
 
-TINY = "stages.models.tiny.build"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
@@ -54,7 +52,7 @@ class Plan:
     init_adapter: Path | None
     """Where the adapter lies that training starts from."""
     made_model: bool
-    """The base must be made (built, quantized) before use; else its directory is used as is."""
+    """The base must be made (quantized, drawn) before use; else its directory is used as is."""
 
     def pinned(self, config: Config) -> Config:
         """Return the configuration with what it names outside in the place of the names."""
@@ -77,7 +75,6 @@ def make(config: Config, parent: Parent | None) -> Plan:
     """
     model = _pinned(config, parent)
     source = resolve(model)
-    tiny = {"code": fingerprint.code_digest(TINY)} if source.kind == "tiny" else {}
     wanted = _with_upstream(config)
     commits = data_sources.find_commits(config.data, parent)
     # Of a parent run's training, the key is known.
@@ -100,7 +97,7 @@ def make(config: Config, parent: Parent | None) -> Plan:
         made_of: dict[str, Any] | None = fingerprint.ingredients(
             step,
             config,
-            model={**identity, **tiny} if reads_model else {},
+            model=identity if reads_model else {},
             inputs=inputs.get(step.name, {}),
             # The tokenizer's identity stands for the model where only the tokenizer is read.
             upstream={name: keys[name] for name in above if not step.tokenizer_only},
@@ -119,7 +116,7 @@ def make(config: Config, parent: Parent | None) -> Plan:
                 needed=step.name in needed,
             )
         )
-    made_model = is_made(source.kind, model.quantization)
+    made_model = is_made(model.quantization, model.init_seed)
     return Plan(
         steps=tuple(planned),
         model=model,

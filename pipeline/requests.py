@@ -55,8 +55,6 @@ def extra(
     if step.name != "model":
         return {}
     dtype = environment.compute_dtype(config.model.dtype)
-    if plan.source.kind == "tiny":
-        return {"source": None, "dtype": dtype}
     return {"source": str(hub.download(plan.model, plan.source, say).resolve()), "dtype": dtype}
 
 

@@ -16,6 +16,7 @@ from pipeline.latest import find_run
 from pipeline.process import HandedOver
 from pipeline.record import read_run
 from pipeline.store import Store
+from stages.inputs import EMBEDDED
 from stages.settings import Model
 
 
@@ -55,11 +56,12 @@ def _base(directory: Path, run: dict[str, Any], say: Callable[[str], None]) -> d
     recorded, settings = run["model"], run["config"]["model"]
     dtype = environment.compute_dtype(settings.get("dtype"))
     # Every base has a key, but only one that was made lies in the store under it.
-    if is_made(recorded["kind"], settings.get("quantization")):
+    if is_made(settings.get("quantization"), settings.get("init_seed")):
         return {"directory": _stored(directory, "model", recorded["key"]), "dtype": dtype}
+    places = {"tiny": EMBEDDED, "local": Path(recorded["path"]).expanduser()}
     source = Source(
         kind=recorded["kind"],
-        directory=Path(recorded["path"]).expanduser() if recorded["kind"] == "local" else None,
+        directory=places.get(recorded["kind"]),
         commit=recorded["commit"],
     )
     # The run's own commit, whatever the branch it was named by holds by now.

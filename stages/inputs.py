@@ -1,4 +1,4 @@
-"""Which files the key `data.path` names, and which split each of them holds.
+"""Which files the key `data.path` names, and which split each of them holds; the shipped model.
 
 Light, so that the orchestrator can fingerprint what the stage will read.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 
 from stages.errors import InputError
 
+EMBEDDED = Path(__file__).parent / "models" / "embedded"
+"""Where the model lies that comes with the package: `model.path=tiny`."""
 SPLITS = ("train", "valid", "test")
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),

@@ -30,6 +30,9 @@ class Model:
     """Bits per weight to quantize to when loading (2, 3, 4, 5, 6 or 8); null keeps the weights."""
     group_size: int | None = None
     """Weights that share one scale when quantizing (32, 64 or 128); null takes 64."""
+    init_seed: int | None = None
+    """Draw all weights anew from this seed, to pretrain from scratch: of model.path only config and
+    tokenizer are taken; null keeps the weights."""
 
     def __post_init__(self) -> None:
         require(bool(self.path.strip()), "model.path", self.path, "a name or a directory")
@@ -43,6 +46,13 @@ class Model:
         if self.path == "tiny" and self.revision is not None:
             raise SettingError("model.revision", f"found {self.revision!r}, but tiny has none",
                                "leave model.revision out")  # fmt: skip
+        seed = self.init_seed
+        require(seed is None or 0 <= seed < 2**32, "model.init_seed", seed,
+                "0 or more and below 2**32")  # fmt: skip
+        if seed is not None and self.quantization is not None:
+            raise SettingError("model.quantization", f"found {self.quantization}, but "
+                               f"model.init_seed={seed} draws weights that know nothing yet",
+                               "leave one of the two out")  # fmt: skip
 
 
 _ADAPTER = frozenset({"rank", "alpha", "dropout", "targets"})

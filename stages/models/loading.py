@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
-from mlx_lm.utils import dequantize_model
+from mlx_lm.utils import _get_classes, dequantize_model, load_config
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from stages.artifacts import BaseModel
@@ -47,14 +48,34 @@ def read_model(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises InputError as `load_model` does.
     """
     validate(directory)
-    try:
+    with _explained(directory, "its weights and its config do not fit together"):
         module, config = mlx_lm_load_model(directory, lazy=True, strict=True)
+    return module, config
+
+
+def new_model(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the model that the config in `directory` describes, with the weights MLX starts from.
+
+    The directory need hold no weights. Raises InputError where config or tokenizer are not there,
+    or are those of no model that mlx-lm knows.
+    """
+    validate(directory, weights=False)
+    with _explained(directory, "its config describes no model"):
+        config = load_config(directory)
+        kind, arguments = _get_classes(config)
+        module = kind(arguments.from_dict(config))
+    return module, config
+
+
+@contextmanager
+def _explained(directory: Path, what: str) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= 240 else f"{reason[:240]}…"
-        found = f"its weights and its config do not fit together ({type(error).__name__}: {reason})"
+        found = f"{what} ({type(error).__name__}: {reason})"
         raise InputError(str(directory), found, "download or copy it again") from error
-    return module, config
 
 
 def cast(module: nn.Module, dtype: mx.Dtype) -> None:

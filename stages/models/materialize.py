@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import io
-import tempfile
 from pathlib import Path
 
 from mlx_lm.utils import compute_bits_per_weight, quantize_model
 
 from stages.artifacts import BaseModel, Reporter
 from stages.errors import SettingError
-from stages.models import tiny
+from stages.models.fresh import draw_model
 from stages.models.loading import read_model
 from stages.models.saving import is_quantized, save_directory
 from stages.settings import Model
 
 
 def materialize(
-    model: Model, *, source: Path | None, dtype: str, report: Reporter, out: Path
+    model: Model, *, source: Path, dtype: str, report: Reporter, out: Path
 ) -> BaseModel:
-    """Build the embedded model, quantize one, or do both: `out` then opens in `mlx_lm.load`.
+    """Quantize the model in `source`, or draw its weights anew: `out` opens in `mlx_lm.load`.
 
-    `source` is the directory of the model to quantize, None for `tiny`; `dtype` is what later
-    steps compute in and goes along unchanged. Raises InputError where `source` is no whole model,
-    SettingError where it cannot be quantized as asked.
+    `dtype` is what later steps compute in and goes along unchanged. Raises InputError where
+    `source` is no whole model (drawn anew, it need hold no weights), SettingError where it cannot
+    be quantized as asked.
     """
     metrics: dict[str, float] = {}
-    if source is not None:
+    if model.init_seed is None:
         metrics = _quantize(model, source, report, out)
-    elif model.quantization is None:
-        report.log("building the embedded model: random weights, nothing learnt yet")
-        tiny.build(out)
     else:
-        with tempfile.TemporaryDirectory(dir=out) as scratch:
-            tiny.build(Path(scratch))
-            metrics = _quantize(model, Path(scratch), report, out)
+        report.log(f"drawing all weights anew from model.init_seed={model.init_seed}")
+        module, config = draw_model(source, model.init_seed)
+        save_directory(out, module, config, source)
     return BaseModel(directory=out, dtype=dtype, metrics=metrics)
 
 

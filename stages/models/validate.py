@@ -21,11 +21,12 @@ _UNSAFE = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.npz")
 _AGAIN = "download or copy it again"
 
 
-def validate(directory: Path) -> dict[str, Any]:
+def validate(directory: Path, *, weights: bool = True) -> dict[str, Any]:
     """Return the config of the model in `directory`, or raise InputError saying what is wrong.
 
     Checks config.json, that the installed mlx-lm knows the model type without running any code of
-    the directory, that the safetensors weights are all there and whole, and the tokenizer files.
+    the directory, that the safetensors weights are all there and whole, and the tokenizer files;
+    with `weights=False` all but the weights, which may then be missing.
     """
     if not directory.is_dir():
         found = "is no directory" if directory.exists() else "does not exist"
@@ -33,7 +34,8 @@ def validate(directory: Path) -> dict[str, Any]:
         raise InputError("model.path", f"{directory} {found}", mend)
     config = read_json(directory / "config.json")
     _check_type(directory, config)
-    _check_weights(directory)
+    if weights:
+        _check_weights(directory)
     check_vocabulary(directory)
     return config
 
