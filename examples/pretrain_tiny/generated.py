@@ -1,0 +1,35 @@
+"""What old books lack, generated: plain modern sentences, dates, numbers, JSON, conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+from examples.pretrain_tiny.sentences import paragraph
+from examples.pretrain_tiny.turns import conversation
+
+SEED = 7
+SIZE = 10_000_000
+"""Characters in all."""
+_LONGEST = 1500
+_PLAIN = 0.25
+
+
+def texts(size: int = SIZE, seed: int = SEED) -> Iterator[str]:
+    """Yield texts of up to a page, conversations or paragraphs, `size` characters in all.
+
+    The same on every machine.
+    """
+    random = Random(seed)
+    made = 0
+    while made < size:
+        make, between = (paragraph, "\n\n") if random.random() < _PLAIN else (conversation, "")
+        parts = [make(random)]
+        # Many begin a text: what stands first is seen without anything before it.
+        wanted = random.choice((0, 0, 400, _LONGEST))
+        while sum(map(len, parts)) < wanted:
+            parts.append(make(random))
+        # What ends a conversation ends the text, too.
+        text = between.join(parts).removesuffix("\n")
+        made += len(text)
+        yield text
