@@ -1,0 +1,93 @@
+"""The generated part of the pretraining corpus: true, copied from what was said, and repeatable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from datetime import date
+from random import Random
+
+import pytest
+from transformers import AutoTokenizer
+
+from examples.pretrain_tiny import turns, vocabulary
+from examples.pretrain_tiny.extraction import exchange
+from examples.pretrain_tiny.generated import texts
+from examples.pretrain_tiny.sentences import paragraph
+from stages.data.samples.vocabulary import names
+from stages.inputs import EMBEDDED
+
+
+def test_same_seed_same_text_on_every_machine() -> None:
+    made = list(texts(100_000))
+    digest = hashlib.sha256("\n".join(made).encode()).hexdigest()
+    assert digest == "15e591a2050ea36b41eb5ad3954d9b3400b7d558accdd6b080a6cf9e0805b9c5"
+    assert made != list(texts(100_000, seed=8))
+
+
+def test_size_is_what_was_asked_for() -> None:
+    assert 50_000 <= sum(map(len, texts(50_000))) < 52_500
+
+
+def test_no_name_of_the_bundled_held_out_rows_is_said() -> None:
+    held_out = set(names("valid")) | set(names("test"))
+    said = {word for text in texts(2_000_000) for word in re.findall(r"\w+", text)}
+    assert held_out.isdisjoint(said)
+    assert set(vocabulary.NAMES) <= said
+
+
+def test_what_json_says_was_said_in_the_message() -> None:
+    random = Random(1)
+    for _ in range(500):
+        system, said = exchange(random, turns=2)
+        assert len(said) == 2
+        first, second = (json.loads(answer) for _, answer in said)
+        assert list(first) == list(second), "one system text, one order of keys"
+        for message, answer in said:
+            for key, value in json.loads(answer).items():
+                assert re.search(rf"\b{key}\b", system)
+                heard = value is None or key == "type" or str(value).lower() in message.lower()
+                assert heard, (message, answer)
+
+
+def test_conversations_are_spelled_as_the_models_template_spells_them() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    random = Random(2)
+    for _ in range(200):
+        text = turns.conversation(random)
+        found = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", text, re.DOTALL)
+        messages = [{"role": role, "content": content} for role, content in found]
+        assert tokenizer.apply_chat_template(messages, tokenize=False) == text
+        ids = tokenizer(text)["input_ids"]
+        assert ids.count(1) == ids.count(2) == len(messages)
+
+
+def test_weekdays_are_those_of_the_calendar() -> None:
+    random, found = Random(3), 0
+    for _ in range(2000):
+        match = re.fullmatch(r"Date: (\S+)\nDay: (\w+)\nEvent.*", paragraph(random), re.DOTALL)
+        if match:
+            found += 1
+            # ISO 8601 counts from Monday.
+            number = date.fromisoformat(match[1]).isocalendar().weekday
+            assert vocabulary.WEEKDAYS[number - 1] == match[2]
+    assert found > 20
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(0, "zero"), (13, "thirteen"), (40, "forty"), (99, "ninety-nine"), (100, "one hundred"),
+     (312, "three hundred and twelve"), (999, "nine hundred and ninety-nine")],
+)  # fmt: skip
+def test_numbers_in_words(number: int, words: str) -> None:
+    assert vocabulary.in_words(number) == words
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (13, "13th"),
+     (21, "21st"), (22, "22nd"), (112, "112th")],
+)  # fmt: skip
+def test_ordinals(number: int, said: str) -> None:
+    assert vocabulary.ordinal(number) == said
