@@ -1,6 +1,6 @@
 """Train the tokenizer of the embedded model: byte-level BPE with the special tokens of ChatML.
 
-python -m examples.pretrain_tiny.tokenizer --corpus corpus --out stages/models/embedded
+python -m stages.models.pretraining.tokenizer --corpus corpus --out stages/models/embedded
 """
 
 from __future__ import annotations

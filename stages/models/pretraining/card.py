@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from examples.pretrain_tiny.corpus import HELD_OUT
+from stages.models.pretraining.corpus import HELD_OUT
 
 PROMPTS = (
     "Once upon a time there was",

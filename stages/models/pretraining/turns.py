@@ -7,8 +7,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from random import Random
 
-from examples.pretrain_tiny import vocabulary as v
-from examples.pretrain_tiny.extraction import exchange
+from stages.models.pretraining import vocabulary as v
+from stages.models.pretraining.extraction import exchange
 
 Talk = tuple[str | None, list[tuple[str, str]]]
 """The system text, if any, then what is said, question and answer in turn."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from examples.pretrain_tiny.sentences import paragraph
-from examples.pretrain_tiny.turns import conversation
+from stages.models.pretraining.sentences import paragraph
+from stages.models.pretraining.turns import conversation
 
 SEED = 7
 SIZE = 10_000_000

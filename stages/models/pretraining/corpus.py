@@ -1,6 +1,6 @@
 """Write the texts that the embedded model is pretrained on: train, and what is held out.
 
-    python -m examples.pretrain_tiny.corpus --books BOOKS --fairytales TALES --out corpus
+    python -m stages.models.pretraining.corpus --books BOOKS --fairytales TALES --out corpus
 
 BOOKS holds `*.jsonl.gz` with `title` and `text` (mlschmitt/classic-books-markdown), TALES
 `train.jsonl.gz` and `test.jsonl.gz` with `text` (uci-soe/FairytaleQAData).
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from examples.pretrain_tiny.generated import texts
+from stages.models.pretraining.generated import texts
 
 HELD_OUT = (
     "The Monkey's Paw",

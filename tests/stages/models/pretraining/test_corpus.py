@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from examples.pretrain_tiny.corpus import HELD_OUT, runs_of_words, without
+from stages.models.pretraining.corpus import HELD_OUT, runs_of_words, without
 
 STORY = "a fox and a crow went out to look for a piece of cheese in the snow"
 
@@ -60,5 +60,5 @@ def _texts(file: Path) -> list[str]:
 
 
 def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "examples.pretrain_tiny.corpus", *map(str, arguments)]
+    command = [sys.executable, "-m", "stages.models.pretraining.corpus", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
 """Put the weights of a pretraining run into the package, with their model card.
 
-    python -m examples.pretrain_tiny.ship --run outputs/runs/pretrain_tiny/TIME
+    python -m stages.models.pretraining.ship --run outputs/runs/pretrain_tiny/TIME
 
 The run must have merged as bfloat16 and evaluated. Of `--out` (the embedded model) the
 configuration and the tokenizer stay: they are what the run started from.
@@ -15,13 +15,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from examples.pretrain_tiny.card import CARD, PROMPTS, TALK, numbers
 from stages.artifacts import BaseModel
 from stages.generation.engine import Engine, Job
 from stages.generation.prompts import open_chat
 from stages.generation.sampling import Sampling
 from stages.inputs import EMBEDDED
 from stages.models.loading import load_model
+from stages.models.pretraining.card import CARD, PROMPTS, TALK, numbers
 from stages.models.tokenizer import load_tokenizer, stop_token_ids
 
 _WEIGHTS, _CURVE, _CARD = "model.safetensors", "loss.png", "README.md"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from examples.pretrain_tiny import vocabulary as v
+from stages.models.pretraining import vocabulary as v
 
 
 @dataclass(frozen=True, slots=True)

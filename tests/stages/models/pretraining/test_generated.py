@@ -11,12 +11,12 @@ from random import Random
 import pytest
 from transformers import AutoTokenizer
 
-from examples.pretrain_tiny import turns, vocabulary
-from examples.pretrain_tiny.extraction import exchange
-from examples.pretrain_tiny.generated import texts
-from examples.pretrain_tiny.sentences import paragraph
 from stages.data.samples.vocabulary import names
 from stages.inputs import EMBEDDED
+from stages.models.pretraining import turns, vocabulary
+from stages.models.pretraining.extraction import exchange
+from stages.models.pretraining.generated import texts
+from stages.models.pretraining.sentences import paragraph
 
 
 def test_same_seed_same_text_on_every_machine() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from examples.pretrain_tiny import vocabulary as v
+from stages.models.pretraining import vocabulary as v
 
 
 def paragraph(random: Random) -> str:
