@@ -11,6 +11,9 @@ from typing import Any
 DEFINITIONS = {
     "loss": "natural-log cross-entropy, mean over the supervised tokens of the scored rows",
     "perplexity": "e to the power of loss",
+    "bits_per_byte": "of rows of text, the summed cross-entropy of the predicted tokens in bits "
+    "(nats / ln 2), divided by the UTF-8 bytes of the text that they spell; special tokens have "
+    "bits but no bytes, the first token of a row has neither (The Pile, arXiv 2101.00027)",
     "exact_match": "share of answers equal to the reference, both without white space at the ends",
     "json_valid": "of the rows whose reference is a JSON object or array, the share whose answer "
     "is one too, and nothing else",
@@ -52,6 +55,11 @@ def loss_metrics(loss_sum: float, tokens: int) -> dict[str, float]:
         return {}
     loss = loss_sum / tokens
     return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+
+
+def text_metrics(loss_sum: float, text_bytes: int) -> dict[str, float]:
+    """Return the bits per byte of a loss in nats; nothing where no byte is predicted."""
+    return {"bits_per_byte": loss_sum / math.log(2) / text_bytes} if text_bytes else {}
 
 
 def answer_metrics(scores: Sequence[Score]) -> dict[str, float]:

@@ -4,7 +4,15 @@ import math
 
 import pytest
 
-from stages.evaluation.metrics import answer_metrics, is_json, loss_metrics, score
+from pipeline.summary import COMPARED
+from stages.evaluation.metrics import (
+    DEFINITIONS,
+    answer_metrics,
+    is_json,
+    loss_metrics,
+    score,
+    text_metrics,
+)
 
 ANSWERS = [
     # (reference, answer, finish reason)
@@ -51,3 +59,15 @@ def test_loss_metrics_by_hand() -> None:
     """12 nats over 4 tokens are 3 each; a loss beyond floating point has no finite perplexity."""
     assert loss_metrics(12.0, 4) == {"loss": 3.0, "perplexity": pytest.approx(20.0855369)}
     assert loss_metrics(1e6, 1)["perplexity"] == math.inf
+
+
+def test_bits_per_byte_by_hand() -> None:
+    """Each token of probability 1/4 is 2 bits: four tokens that spell 16 bytes are half a bit for
+    each. Without a byte there is nothing to divide by."""
+    assert text_metrics(4 * math.log(4), 16) == {"bits_per_byte": pytest.approx(0.5)}
+    assert text_metrics(4.0, 0) == {}
+
+
+def test_every_metric_is_shown() -> None:
+    """The table of a run names what is defined here, in this order."""
+    assert list(COMPARED) == list(DEFINITIONS)
