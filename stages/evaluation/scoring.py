@@ -115,6 +115,7 @@ def score_model(
         _add(scores, split, answer_metrics(judged))
         scores.counts[split] |= {
             "json_references": sum(one.json_valid is not None for one in judged),
+            "reference_slots": sum(one.slots.expected for one in judged if one.slots),
             "tool_calls": read.tool_calls,
         }
         if read.tool_calls:

@@ -197,6 +197,7 @@ def test_tuned_scores_are_pytorchs(
         assert scored.metrics[f"tuned.{split}.loss"] == pytest.approx(expected, rel=1e-5)
         assert abs(expected - scored.metrics[f"base.{split}.loss"]) > 0.1
         assert scored.metrics[f"tuned.{split}.json_valid"] == 0.0
+        assert scored.metrics[f"tuned.{split}.slot_f1"] == 0.0
     for before, line in zip(lines(baseline), lines(scored), strict=True):
         assert line.items() > before.items()
         answer = oracle_answer(torch_model, model, line)
@@ -218,7 +219,7 @@ def test_report_says_how_it_was_made(prepared, baseline) -> None:
     tokens = sum(int(supervised[index][1].sum()) for index in range(5))
     assert described["counts"]["test"] == {
         "rows": 5, "scored_rows": 5, "supervised_tokens": tokens, "json_references": 3,
-        "tool_calls": 0,
+        "reference_slots": 3, "tool_calls": 0,
     }  # fmt: skip
 
 
