@@ -17,7 +17,7 @@ from stages.errors import SettingError
 from stages.settings import Evaluate, Lora, Merge, Model, Serve
 from stages.training_settings import Optimizer, Train
 
-_MORE_IS_BETTER = frozenset({"exact_match", "json_valid", "stop_rate"})
+_MORE_IS_BETTER = frozenset({"exact_match", "json_valid", "slot_f1", "stop_rate"})
 
 
 @dataclass(kw_only=True, slots=True)

@@ -36,8 +36,10 @@ SHOWN = (
 COMPARED = {
     "loss": "{:.4f}",
     "perplexity": "{:,.2f}",
+    "bits_per_byte": "{:.4f}",
     "exact_match": "{:.1%}",
     "json_valid": "{:.1%}",
+    "slot_f1": "{:.1%}",
     "stop_rate": "{:.1%}",
 }
 

@@ -6,13 +6,15 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stages.data.formats.parser import Message
 from stages.errors import InputError
 from stages.lora.keys import fold
 
 SPLITS = ("valid", "test")
+
+Kind = Literal["chat", "mixed", "text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +41,15 @@ class Questions:
     """Conversations that are not asked, since their last trained answer calls a tool."""
 
 
-def is_chat(directory: Path) -> bool:
-    """Tell whether any of the prepared rows are conversations.
+def read_kind(directory: Path) -> Kind:
+    """Return what the prepared rows are: conversations, text, or some of both.
 
     Raises InputError where nothing says.
     """
     path = directory / "doctor.json"
+    kinds: dict[str, Kind] = {"chat": "chat", "mixed": "mixed", "text": "text"}
     try:
-        return {"chat": True, "mixed": True, "text": False}[
-            json.loads(path.read_text(encoding="utf-8"))["kind"]
-        ]
+        return kinds[json.loads(path.read_text(encoding="utf-8"))["kind"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         found = f"cannot be read ({type(error).__name__})"
         raise InputError(str(path), found, "prepare the data again") from error

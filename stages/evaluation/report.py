@@ -102,6 +102,7 @@ def _said(answer: Answer) -> Line:
         "completion_tokens": answer.completion_tokens,
         "exact_match": answer.score.exact_match,
         "json_valid": answer.score.json_valid,
+        "slots": asdict(answer.score.slots) if answer.score.slots else None,
     }
 
 

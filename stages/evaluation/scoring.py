@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from mlx import nn
@@ -14,8 +15,9 @@ from stages.artifacts import BaseModel, Reporter
 from stages.data.encoding.given_template import given_template
 from stages.data.rows import Rows, open_rows
 from stages.errors import StopRequested
-from stages.evaluation.metrics import Score, answer_metrics, loss_metrics, score
-from stages.evaluation.questions import SPLITS, Question, choose, is_chat, read_questions
+from stages.evaluation.metrics import Score, answer_metrics, loss_metrics, score, text_metrics
+from stages.evaluation.questions import SPLITS, Question, choose, read_kind, read_questions
+from stages.evaluation.texts import predicted_bytes
 from stages.generation.decode import complete
 from stages.generation.engine import Engine, Job
 from stages.generation.prompts import open_chat
@@ -25,6 +27,9 @@ from stages.settings import Evaluate
 from stages.training.batches import collate, input_width
 from stages.training.head import find_cut
 from stages.training.loss import batch_arrays, row_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _PASS_TOKENS = 2048
 """Padded tokens in one forward pass: its activations are what needs memory."""
@@ -77,25 +82,32 @@ def score_model(
     """Score `module`, the base as it is or with an adapter on it, on valid and test rows.
 
     The same arguments on the same kind of machine give the same scores. Text rows, and rows that
-    end in a call of a tool, have a loss alone.
+    end in a call of a tool, are not asked.
     """
     module.eval()
+    tokenizer = load_tokenizer(model.directory)
+    kind = read_kind(prepared)
     splits = {split: open_rows(prepared, split) for split in SPLITS}
     chosen = {split: choose(len(rows), evaluate.rows, seed, split)
               for split, rows in splits.items()}  # fmt: skip
     questions = {split: read_questions(prepared, split, rows)
-                 for split, rows in chosen.items()} if is_chat(prepared) else {}  # fmt: skip
+                 for split, rows in chosen.items()} if kind != "text" else {}  # fmt: skip
     scores = Scores({}, {}, [one for split in questions.values() for one in split.asked], [])
     progress = _Progress(report, sum(map(len, chosen.values())) + len(scores.questions))
     for split, rows in splits.items():
-        loss_sum, tokens = _loss(module, rows, chosen[split], progress)
-        _add(scores, split, loss_metrics(loss_sum, tokens))
+        losses, tokens = _losses(module, rows, chosen[split], progress)
+        _add(scores, split, loss_metrics(math.fsum(losses.values()), tokens))
         scores.counts[split] = {"rows": len(rows), "scored_rows": len(chosen[split]),
                                 "supervised_tokens": tokens}  # fmt: skip
+        if kind != "chat":
+            spelled = predicted_bytes(prepared, split, rows, chosen[split], tokenizer)
+            text_bytes = sum(spelled.values())
+            _add(scores, split, text_metrics(math.fsum(losses[r] for r in spelled), text_bytes))
+            scores.counts[split] |= {"text_rows": len(spelled), "text_bytes": text_bytes}
     if scores.questions:
         template = given_template(prepared)
         scores.answers = _answers(
-            module, model, template, scores.questions, evaluate, report, progress
+            module, model, tokenizer, template, scores.questions, evaluate, report, progress
         )
     for split, read in questions.items():
         pairs = zip(scores.questions, scores.answers, strict=True)
@@ -103,6 +115,7 @@ def score_model(
         _add(scores, split, answer_metrics(judged))
         scores.counts[split] |= {
             "json_references": sum(one.json_valid is not None for one in judged),
+            "reference_slots": sum(one.slots.expected for one in judged if one.slots),
             "tool_calls": read.tool_calls,
         }
         if read.tool_calls:
@@ -115,20 +128,20 @@ def _add(scores: Scores, split: str, metrics: dict[str, float]) -> None:
     scores.metrics |= {f"{split}.{name}": value for name, value in metrics.items()}
 
 
-def _loss(
+def _losses(
     module: nn.Module, rows: Rows, chosen: Sequence[int], progress: _Progress
-) -> tuple[float, int]:  # fmt: skip
-    """Return the summed loss of the chosen rows and their supervised tokens."""
-    losses: list[float] = []
+) -> tuple[dict[int, float], int]:  # fmt: skip
+    """Return the summed loss of each of the chosen rows and the supervised tokens of all."""
+    losses: dict[int, float] = {}
     tokens = 0
     cut = find_cut(module)
     for part in _passes(rows, chosen):
         batch = collate(rows, part)
         made = row_losses(module, cut, batch_arrays(batch))
-        losses += np.array(made).tolist()
+        losses |= zip(part, np.array(made).tolist(), strict=True)
         tokens += batch.supervised_tokens
         progress.advance(len(part))
-    return math.fsum(losses), tokens
+    return losses, tokens
 
 
 def _passes(rows: Rows, chosen: Sequence[int]) -> Iterator[list[int]]:
@@ -146,6 +159,7 @@ def _passes(rows: Rows, chosen: Sequence[int]) -> Iterator[list[int]]:
 def _answers(
     module: nn.Module,
     model: BaseModel,
+    tokenizer: PreTrainedTokenizerBase,
     template: str | None,
     questions: Sequence[Question],
     evaluate: Evaluate,
@@ -153,7 +167,6 @@ def _answers(
     progress: _Progress,
 ) -> list[Answer]:
     """Return the greedy answer to each question; one that fills the context gets an empty one."""
-    tokenizer = load_tokenizer(model.directory)
     stops = stop_token_ids(model.directory, tokenizer)
     engine = Engine(module, tokenizer, stops, batch_size=evaluate.batch_size)
     encode = open_chat(tokenizer, model.directory, template)

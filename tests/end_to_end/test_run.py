@@ -24,7 +24,7 @@ def test_run_leaves_its_record(finished) -> None:
     assert 0 < record["metrics"]["valid.loss"] <= record["metrics"]["valid.loss_before"]
     for who in ("base", "tuned"):
         for split in ("valid", "test"):
-            names = ("loss", "perplexity", "exact_match", "json_valid", "stop_rate")
+            names = ("loss", "perplexity", "exact_match", "json_valid", "slot_f1", "stop_rate")
             assert all(f"{who}.{split}.{name}" in record["metrics"] for name in names)
     assert record["environment"]["versions"]["mlx"]
     assert record["peak_memory_bytes"] > 2**20

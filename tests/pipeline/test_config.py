@@ -21,7 +21,12 @@ COMPOSED = {spec.name for spec in fields(Config)} | {"experiment"}
 OPTIONS = sorted(
     (f.parent.name, f.stem) for f in CONF.glob("*/*.yaml") if f.parent.name in COMPOSED
 )
-NEEDED = {"model": "model.path=tiny", "data": "data.path=samples"}
+NEEDED = {
+    "model=local": "model.path=tiny",
+    "data=local": "data.path=samples",
+    "data=hub": "data.path=samples",
+    "experiment=snips": "data.path=samples",
+}
 
 
 def settled(*words: str) -> Config:
@@ -33,10 +38,11 @@ def settled(*words: str) -> Config:
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_composes_and_validates(group, option):
+def test_every_option_composes_and_validates(group, option, monkeypatch):
     """Each option of each group gives a whole configuration, once its mandatory path is given."""
-    needed = [NEEDED[group]] if option in ("local", "hub") else []
-    config = settled(f"{group}={option}", *needed)
+    monkeypatch.chdir(CONF.parent)
+    chosen = f"{group}={option}"
+    config = settled(chosen, *filter(None, [NEEDED.get(chosen)]))
     assert isinstance(config, Config)
 
 
@@ -53,6 +59,16 @@ def test_an_experiment_overrides_values_and_the_command_line_overrides_it():
     config = settled("experiment=smoke", "lora.alpha=5")
     assert (config.name, config.lora.rank, config.lora.alpha) == ("smoke", 4, 5.0)
     assert config.train.steps == 20
+
+
+def test_snips_scores_every_validation_row(monkeypatch):
+    """experiment=snips holds out nothing of its own and draws no sample of the benchmark's rows."""
+    monkeypatch.chdir(CONF.parent)
+    config = settled("experiment=snips", "data.path=samples")
+    assert (config.evaluate.rows, config.data.test_fraction, config.data.duplicates) == (
+        None, 0.0, "keep",
+    )  # fmt: skip
+    assert config.data.convert == "examples/snips.py:command"
 
 
 def test_the_default_recipe():

@@ -351,6 +351,7 @@ REFUSED = [
     ("-m sweeper=tpe sweeper.trials=q", "sweeper.trials", "expected a whole number"),
     ("-m sweeper=tpe sweeper.trials=2,4", "sweeper.trials", "a sweep has one value"),
     ("-m sweeper=tpe objective=tuned.valid.exact_match", "objective", "more is better"),
+    ("-m sweeper=tpe objective=tuned.valid.slot_f1", "objective", "more is better"),
     ("-m sweeper=tpe,random", "sweeper", "a sweep has one value"),
     ("-m sweeper=tpe objective=valid.loss,valid.odd", "objective", "a sweep has one value"),
     (f"-m sweeper=tpe lora.rank=4 {RATE}=1e-4", "sweeper", "found nothing to search"),

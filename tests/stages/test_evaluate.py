@@ -122,18 +122,21 @@ def oracle(model: BaseModel, adapter: Adapter | None = None) -> LlamaForCausalLM
     return torch_model
 
 
-def oracle_loss(torch_model: LlamaForCausalLM, prepared: Prepared, split: str) -> float:
+def oracle_loss(
+    torch_model: LlamaForCausalLM, prepared: Prepared, split: str, wanted: list[int] | None = None
+) -> float:
+    """Return the mean loss of a split, or of some of its rows."""
     total, count = 0.0, 0
     rows = open_rows(prepared.directory, split)
-    for index in range(len(rows)):
+    for index in range(len(rows)) if wanted is None else wanted:
         tokens, supervised = rows[index]
         with torch.no_grad():
             logits = torch_model(torch.tensor(tokens[None], dtype=torch.long)).logits[0, :-1]
         targets = torch.tensor(tokens[1:], dtype=torch.long)
         losses = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="none")
-        wanted = torch.tensor(supervised[1:] != 0)
-        total += float(losses[wanted].sum())
-        count += int(wanted.sum())
+        trained = torch.tensor(supervised[1:] != 0)
+        total += float(losses[trained].sum())
+        count += int(trained.sum())
     return total / count
 
 
@@ -194,6 +197,7 @@ def test_tuned_scores_are_pytorchs(
         assert scored.metrics[f"tuned.{split}.loss"] == pytest.approx(expected, rel=1e-5)
         assert abs(expected - scored.metrics[f"base.{split}.loss"]) > 0.1
         assert scored.metrics[f"tuned.{split}.json_valid"] == 0.0
+        assert scored.metrics[f"tuned.{split}.slot_f1"] == 0.0
     for before, line in zip(lines(baseline), lines(scored), strict=True):
         assert line.items() > before.items()
         answer = oracle_answer(torch_model, model, line)
@@ -208,12 +212,14 @@ def test_report_says_how_it_was_made(prepared, baseline) -> None:
     described = json.loads((baseline.directory / "report.json").read_text())
     assert described["format"] == 1
     assert described["metrics"] == baseline.metrics
-    assert {name.rpartition(".")[2] for name in baseline.metrics} == described["definitions"].keys()
+    assert {name.rpartition(".")[2] for name in baseline.metrics} | {"bits_per_byte"} == (
+        described["definitions"].keys()
+    )
     supervised = open_rows(prepared.directory, "test")
     tokens = sum(int(supervised[index][1].sum()) for index in range(5))
     assert described["counts"]["test"] == {
         "rows": 5, "scored_rows": 5, "supervised_tokens": tokens, "json_references": 3,
-        "tool_calls": 0,
+        "reference_slots": 3, "tool_calls": 0,
     }  # fmt: skip
 
 
@@ -266,22 +272,50 @@ def test_limited_rows_are_scored_alike_for_both(
     assert caught.value.where.endswith("answers.jsonl")
 
 
-def test_text_rows_have_a_loss_alone(model, adapter, tmp_path: Path, diary) -> None:
-    """Text is not answered: loss and perplexity, no answers; a split without rows has no metric."""
-    for split, texts in (("train", ["x"]), ("test", ["one", "two and a half"])):
+def test_text_rows_are_not_asked(model, adapter, tmp_path: Path, diary) -> None:
+    """Text has a loss and bits per byte, and no answers; a split without rows has no metric. The
+    model knows bytes alone, so that each predicted token but the end is a byte."""
+    for split, texts in (("train", ["x"]), ("test", ["one", "two and a half, été 𝄞"])):
         write(tmp_path / f"{split}.jsonl", [{"text": text} for text in texts])
-    prepared = make(tmp_path, model, tmp_path / "out")
+    changes = {"overlong": "split", "max_seq_length": 12}
+    prepared = make(tmp_path, model, tmp_path / "out", **changes)
     base = evaluate_base(SETTINGS, 0, model=model, prepared=prepared, report=diary(),
                          out=tmp_path / "base")  # fmt: skip
     report = diary()
     scored = evaluate(SETTINGS, 0, model=model, prepared=prepared, adapter=adapter, baseline=base,
                       report=report, out=tmp_path / "tuned")  # fmt: skip
-    names = {f"{who}.test.{what}" for who in ("base", "tuned") for what in ("loss", "perplexity")}
+    names = {f"{who}.test.{what}" for who in ("base", "tuned")
+             for what in ("loss", "perplexity", "bits_per_byte")}  # fmt: skip
     assert scored.metrics.keys() == names
     expected = oracle_loss(oracle(model, adapter), prepared, "test")
     assert scored.metrics["tuned.test.loss"] == pytest.approx(expected, rel=1e-5)
+    rows = open_rows(prepared.directory, "test")
+    predicted = np.concatenate([rows[index][0][1:] for index in range(len(rows))])
+    text_bytes = int((predicted < 256).sum())
+    assert (len(rows), len(predicted) - text_bytes) == (4, 2)
+    bits = expected * len(predicted) / math.log(2)
+    assert scored.metrics["tuned.test.bits_per_byte"] == pytest.approx(bits / text_bytes, rel=1e-5)
+    counts = json.loads((scored.directory / "report.json").read_text())["counts"]["test"]
+    assert counts == {"rows": 4, "scored_rows": 4, "supervised_tokens": len(predicted),
+                      "text_rows": 4, "text_bytes": text_bytes}  # fmt: skip
     assert lines(scored) == []
     assert report.lines == []
+
+
+def test_bits_per_byte_of_a_uniform_model(model, tmp_path: Path, diary) -> None:
+    """A model to which all 258 tokens are as likely needs log2(258) bits for each of them."""
+    write(tmp_path / "train.jsonl", [{"text": "x"}])
+    write(tmp_path / "valid.jsonl", [{"text": "hé"}, {"text": "abcd"}])
+    directory = shutil.copytree(model.directory, tmp_path / "uniform")
+    torch_model = LlamaForCausalLM.from_pretrained(directory)
+    torch_model.lm_head.weight.data.zero_()
+    torch_model.save_pretrained(directory)
+    uniform = BaseModel(directory=directory, dtype="float32")
+    base = evaluate_base(SETTINGS, 0, model=uniform, prepared=make(tmp_path, model, tmp_path / "o"),
+                         report=diary(), out=tmp_path / "base")  # fmt: skip
+    # Predicted are two bytes and the end of the one, three bytes and the end of the other.
+    expected = math.log2(258) * 7 / 5
+    assert base.metrics["base.valid.bits_per_byte"] == pytest.approx(expected, rel=1e-6)
 
 
 TOOLS_TEMPLATE = (
@@ -317,8 +351,12 @@ def test_mixed_rows_have_a_loss_and_conversations_answers(
     report = diary()
     scored = evaluate(SETTINGS, 0, model=model, prepared=prepared, adapter=adapter, baseline=base,
                       report=report, out=tmp_path / "tuned")  # fmt: skip
-    expected = oracle_loss(oracle(model, adapter), prepared, "test")
+    torch_model = oracle(model, adapter)
+    expected = oracle_loss(torch_model, prepared, "test")
     assert scored.metrics["tuned.test.loss"] == pytest.approx(expected, rel=1e-5)
+    bits = oracle_loss(torch_model, prepared, "test", [0]) * len("some text") / math.log(2)
+    expected = bits / (len("some text") - 1)
+    assert scored.metrics["tuned.test.bits_per_byte"] == pytest.approx(expected, rel=1e-5)
     assert [line["row"] for line in lines(scored)] == [1, 3]
     for line in lines(base):
         answer = oracle_answer(oracle(model), model, line, TOOLS_TEMPLATE)

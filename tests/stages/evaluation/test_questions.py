@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stages.errors import InputError
-from stages.evaluation.questions import Question, Questions, choose, is_chat, read_questions
+from stages.evaluation.questions import Question, Questions, choose, read_kind, read_questions
 
 
 def test_all_rows_where_there_are_few() -> None:
@@ -84,11 +84,11 @@ def test_calls_of_tools_are_counted_and_not_asked(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("kind", "chat"), [("chat", True), ("mixed", True), ("text", False)])
-def test_kind_of_the_rows_is_the_doctors(tmp_path: Path, kind: str, chat: bool) -> None:
-    """Rows are asked unless doctor.json says that all of them are text."""
+@pytest.mark.parametrize("kind", ["chat", "mixed", "text"])
+def test_kind_of_the_rows_is_the_doctors(tmp_path: Path, kind: str) -> None:
+    """Whether rows are conversations or text stands in doctor.json."""
     (tmp_path / "doctor.json").write_text(json.dumps({"format": 1, "kind": kind}))
-    assert is_chat(tmp_path) is chat
+    assert read_kind(tmp_path) == kind
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]", '{"kind": "chats"}', '{"kind": []}'])
@@ -97,5 +97,5 @@ def test_damaged_preparation_is_named(tmp_path: Path, content: str | None) -> No
     if content is not None:
         (tmp_path / "doctor.json").write_text(content)
     with pytest.raises(InputError) as caught:
-        is_chat(tmp_path)
+        read_kind(tmp_path)
     assert caught.value.where == str(tmp_path / "doctor.json")
