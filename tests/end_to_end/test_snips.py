@@ -9,7 +9,10 @@ import cli
 import pytest
 
 SNIPS = cli.ROOT.parent / "shared" / "data" / "snips"
-EXPERIMENT = ("experiment=snips", f"data.convert={cli.ROOT / 'examples' / 'snips.py'}:command")
+EXPERIMENT = (
+    "experiment=snips",
+    f"data.convert={cli.ROOT / 'stages' / 'data' / 'samples' / 'snips.py'}:command",
+)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +37,7 @@ def test_elsewhere_its_converter_is_missing(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "x"}\n')
     done = cli.run(tmp_path, "experiment=snips", "data.path=train.jsonl")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: data.convert: no file 'examples/snips.py'\n")
+    assert done.stderr.startswith("error: data.convert: no file 'stages/data/samples/snips.py'\n")
 
 
 @pytest.mark.skipif(not SNIPS.is_dir(), reason="the SNIPS files are not beside the checkout")

@@ -68,7 +68,7 @@ def test_snips_scores_every_validation_row(monkeypatch):
     assert (config.evaluate.rows, config.data.test_fraction, config.data.duplicates) == (
         None, 0.0, "keep",
     )  # fmt: skip
-    assert config.data.convert == "examples/snips.py:command"
+    assert config.data.convert == "stages/data/samples/snips.py:command"
 
 
 def test_the_default_recipe():

@@ -132,6 +132,24 @@ def _week(random: Random) -> str:
                       f"{name} has lessons on {v.listed(list(days))}."))  # fmt: skip
 
 
+def recall(random: Random) -> str:
+    """Return things in no order that makes sense, then the same once more, or several times.
+
+    What comes next can only be copied: this is what teaches a small model to (induction heads,
+    Olsson et al. 2022, arXiv 2209.11895).
+    """
+    draws = (v.person, v.person, v.clock, v.word, v.word, v.number)
+    items = [random.choice(draws)(random) for _ in range(random.randrange(4, 26))]
+    between = random.choice((" ", " ", ", ", "\n", " and "))
+    first, again = random.choice((
+        ("", ""), ("", ""), ("First: ", "Again: "), ("List: ", "The same list: "),
+        ("Said: ", "Repeated: "), ('"', '"'),
+    ))  # fmt: skip
+    said = between.join(items)
+    lines = [first + said, *[again + said] * random.randrange(1, 4)]
+    return random.choice(("\n", "\n", "\n\n")).join(lines)
+
+
 _KINDS: tuple[Callable[[Random], str], ...] = (
     _morning, _morning, _story, _story, _shopping, _prices, _date, _count, _table, _letter, _week,
 )  # fmt: skip

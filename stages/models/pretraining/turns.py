@@ -54,8 +54,8 @@ def _reading(random: Random) -> Talk:
 
 
 def _repeat(random: Random) -> Talk:
-    words = [random.choice((v.person, v.clock, _word, _word, _number))(random)
-             for _ in range(random.randrange(1, 7))]  # fmt: skip
+    words = [random.choice((v.person, v.clock, v.word, v.word, v.number))(random)
+             for _ in range(random.randrange(1, 10))]  # fmt: skip
     text = " ".join(words)
     return None, [random.choice((
         (f"Repeat: {text}", text),
@@ -71,15 +71,6 @@ def _repeat(random: Random) -> Talk:
         (f"Backwards: {text}", " ".join(reversed(words))),
         (f"How many words are these? {text}", v.in_words(len(words))),
     ))]  # fmt: skip
-
-
-def _word(random: Random) -> str:
-    kinds = (v.THINGS, v.ANIMALS, v.FOODS, v.PLACES, v.COLOURS, v.ADJECTIVES, v.WEEKDAYS, v.CITIES)
-    return random.choice(random.choice(kinds))
-
-
-def _number(random: Random) -> str:
-    return str(random.randrange(10 ** random.randrange(1, 5)))
 
 
 def _sums(random: Random) -> Talk:

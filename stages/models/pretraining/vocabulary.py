@@ -164,6 +164,17 @@ def clock(random: Random) -> str:
     return f"{random.randrange(24):02}:{minute:02}"
 
 
+def word(random: Random) -> str:
+    """Return any of the words."""
+    kinds = (THINGS, ANIMALS, FOODS, PLACES, COLOURS, ADJECTIVES, WEEKDAYS, CITIES)
+    return random.choice(random.choice(kinds))
+
+
+def number(random: Random) -> str:
+    """Return a number of up to four digits."""
+    return str(random.randrange(10 ** random.randrange(1, 5)))
+
+
 def day_of(random: Random) -> date:
     """Return a day of the years 1950 to 2030."""
     return date(1950, 1, 1) + timedelta(days=random.randrange(81 * 365))

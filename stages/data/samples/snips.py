@@ -1,6 +1,6 @@
 """SNIPS as conversations: a spoken command is asked, its intent and slots are the answer.
 
-For `data.convert=examples/snips.py:command`. The benchmark is 2017-06-custom-intent-engines of
+For `data.convert=stages/data/samples/snips.py:command`. It is 2017-06-custom-intent-engines of
 sonos/nlu-benchmark on GitHub (Coucke et al., arXiv 1805.10190): one JSON file for each intent and
 split, {"PlayMusic": [{"data": [{"text": "play "}, {"text": "Ada", "entity": "artist"}]}, …]}.
 """

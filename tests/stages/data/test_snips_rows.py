@@ -13,8 +13,8 @@ import pytest
 from stages.data.formats.convert import load_converter
 from stages.errors import InputError
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "snips.py"
-SNIPS = Path(__file__).parents[3] / "shared" / "data" / "snips"
+FILE = Path(__file__).parents[3] / "stages" / "data" / "samples" / "snips.py"
+SNIPS = Path(__file__).parents[4] / "shared" / "data" / "snips"
 SYSTEM = {"role": "system", "content": "Reply with the intent and its slots as JSON."}
 
 Part = str | tuple[str, str]
@@ -24,7 +24,7 @@ def converted(*parts: Part, source: str = "train_PlayMusic_full.json:12") -> dic
     """Return the row of a record that holds words and, as (slot, words), slots."""
     data = [{"text": part} if isinstance(part, str) else {"text": part[1], "entity": part[0]}
             for part in parts]  # fmt: skip
-    (row,) = load_converter(f"{EXAMPLE}:command")({"data": data}, source, f"far/{source}")
+    (row,) = load_converter(f"{FILE}:command")({"data": data}, source, f"far/{source}")
     return row
 
 
@@ -83,14 +83,14 @@ def test_a_file_of_another_name_is_refused() -> None:
 
 def test_the_example_needs_nothing_of_this_project() -> None:
     """It is imported alone, by a Python that has neither this folder nor any package."""
-    code = f"import sys; sys.path.insert(0, {str(EXAMPLE.parent)!r}); import snips; snips.command"
+    code = f"import sys; sys.path.insert(0, {str(FILE.parent)!r}); import snips; snips.command"
     subprocess.run([sys.executable, "-S", "-I", "-B", "-c", code], check=True)
 
 
 @pytest.mark.skipif(not SNIPS.is_dir(), reason="the SNIPS files are not beside the checkout")
 def test_every_command_of_snips_is_converted() -> None:
     """13,784 + 700 rows; each slot is found in its command, in its order, and none is lost."""
-    convert = load_converter(f"{EXAMPLE}:command")
+    convert = load_converter(f"{FILE}:command")
     counts = {"train": 0, "validate": 0}
     intents, lists = set(), 0
     for file in SNIPS.glob("*.json"):
