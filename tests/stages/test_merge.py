@@ -30,7 +30,7 @@ from stages.models.saving import save_directory
 from stages.settings import Merge
 
 RANK, SCALE = 4, 2.0
-LARGE, SMALL, VANISHING = 0.05, 0.003, 0.0005
+LARGE, SMALL, VANISHING = 0.05, 0.003, 0.0002
 """Spread of the adapter's `lora_b`: what it changes is near, below and far below a 4-bit
 step; the last is lost in bfloat16's rounding too."""
 
