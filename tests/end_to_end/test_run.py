@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -269,21 +270,27 @@ def test_run_goes_on_whatever_shows_it(finished, words: tuple[str, ...], shown_b
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_generate_answers_from_a_base_that_was_not_made(tmp_path: Path) -> None:
-    """A run on a directory of one's own can be talked to: its base lies outside the store."""
-    shutil.copytree(EMBEDDED, tmp_path / "mine")
-    cli.succeed(tmp_path, *cli.QUICK, cli.TRAIN, "model=local", "model.path=mine")
-    assert not (tmp_path / "outputs/store/model").exists()
+@pytest.mark.parametrize("words", [(), ("model=local", "model.path=mine")])
+def test_generate_answers_from_a_base_that_was_not_made(
+    finished, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """A run can be talked to whose base lies outside the store: the embedded one, or one's own."""
+    directory = finished.directory
+    if words:
+        shutil.copytree(EMBEDDED, tmp_path / "mine")
+        directory, _ = cli.succeed(tmp_path, *cli.QUICK, cli.TRAIN, *words)
+        assert not (tmp_path / "outputs/store/model").exists()
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.generate", "--prompt", "Hello", "--max-tokens", "3"],
+        [sys.executable, "-m", "pipeline.generate", "--run", str(directory), "--prompt", "Hello",
+         "--max-tokens", "3"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(cli.ROOT)},
         capture_output=True,
         text=True,
         check=False,
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "3 tokens" in done.stderr
+    assert re.match(r"[123] tokens, ", done.stderr)
 
 
 def test_rows_that_change_while_they_are_read_are_not_kept(tmp_path: Path) -> None:
