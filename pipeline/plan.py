@@ -139,8 +139,8 @@ TABLE: tuple[Step, ...] = (
         stored=False,
     ),
 )
-"""In the order in which they run. The implied ones: `model` makes the base ready where the
-configuration names one that does not lie ready on disk (built, converted or quantized);
+"""In the order in which they run. The implied ones: `model` makes the base where the
+configuration names one that does not lie ready on disk (quantized, or its weights drawn anew);
 `baseline` scores the untuned base, once for each base and data."""
 
 STEPS: tuple[str, ...] = tuple(step.name for step in TABLE if not step.implied)

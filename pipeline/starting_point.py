@@ -56,10 +56,12 @@ def identity(directory: Path | None) -> dict[str, Any]:
 
 
 def _require_base(run: Path, config: Config, source: Source) -> None:
-    theirs = read_run(run)["model"]
-    there = {**theirs, "path": _place(theirs["kind"], theirs["path"])}
+    record = read_run(run)
+    theirs = record["model"]
+    there = {**theirs, "path": _place(theirs["kind"], theirs["path"]),
+             "init_seed": record["config"].get("model", {}).get("init_seed")}  # fmt: skip
     here = {"path": _place(source.kind, config.model.path), "kind": source.kind,
-            "commit": source.commit}  # fmt: skip
+            "commit": source.commit, "init_seed": config.model.init_seed}  # fmt: skip
     differing = [f"{name} {there[name]!r} there, {here[name]!r} here" for name in here
                  if there[name] != here[name]]  # fmt: skip
     if differing:

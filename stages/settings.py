@@ -21,7 +21,7 @@ class Model:
     """Which base model, and in which form."""
 
     path: str
-    """`tiny` (embedded), a hub repository such as `Qwen/Qwen3-0.6B`, or a local directory."""
+    """`tiny` (ships inside), a hub repository such as `Qwen/Qwen3-0.6B`, or a local directory."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null takes `main` and records the commit it resolved to."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

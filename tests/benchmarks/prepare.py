@@ -11,6 +11,7 @@ import json
 import math
 import os
 import random
+import re
 import resource
 import shutil
 import statistics
@@ -27,8 +28,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from omegaconf import OmegaConf
+from tokenizers import Tokenizer
 
 from pipeline.environment import cpu_count, worker_variables
+from stages.inputs import EMBEDDED
 
 SEED = 4
 OURS = "prepare"
@@ -52,11 +55,17 @@ class Measured:
     """Most that its files held at once, result and temporary ones."""
 
 
+def token_words() -> list[str]:
+    """Return the words that are tokens of the embedded model, the most frequent first."""
+    vocabulary = Tokenizer.from_file(str(EMBEDDED / "tokenizer.json")).get_vocab()
+    # Byte pairs are merged, and numbered, in the order of their frequency; Ġ is the space before.
+    words = (token.removeprefix("Ġ") for token in sorted(vocabulary, key=vocabulary.__getitem__))
+    return list(dict.fromkeys(word for word in words if re.fullmatch(r"I|a|[A-Za-z]{2,}", word)))
+
+
 def generated_rows() -> Iterator[str]:
     """Yield lines of chat rows: 2 to 4 turns, 60 to 400 characters, evenly on a log scale."""
-    from stages.models.words import WORDS
-
-    generator, words = random.Random(SEED), WORDS.split()
+    generator, words = random.Random(SEED), token_words()
     # Rank r occurs 1/r as often as rank 1, as words do.
     weights = [1 / rank for rank in range(1, len(words) + 1)]
     total = [sum(weights[:place]) for place in range(1, len(words) + 1)]
@@ -101,7 +110,7 @@ def prepared_tokens(work: Path) -> int:
 
     values: Any = OmegaConf.to_container(OmegaConf.load(SETTINGS))
     data = from_values("data", values | {"path": str(work / "rows" / "train.jsonl")})
-    model = BaseModel(directory=work / "model", dtype="float32")
+    model = BaseModel(directory=EMBEDDED, dtype="float32")
     prepared = prepare(data, SEED, model=model, report=Silent(), out=work / "out")
     splits = ("train", "valid", "test")
     return sum(int(prepared.metrics[f"prepare.{split}.tokens"]) for split in splits)
@@ -113,7 +122,7 @@ def peer_tokens(work: Path, mask_prompt: bool) -> int:
     from mlx_lm.tuner.datasets import CacheDataset, load_local_dataset
 
     config = SimpleNamespace(mask_prompt=mask_prompt)
-    train, _, _ = load_local_dataset(work / "rows", load(work / "model"), config)
+    train, _, _ = load_local_dataset(work / "rows", load(EMBEDDED), config)
     rows = CacheDataset(train)
     return sum(len(rows[index][0]) for index in range(len(rows)))
 
@@ -235,11 +244,7 @@ def main() -> None:
 
 
 def compare(work: Path, rows: int, repeats: int, gigabyte: bool) -> None:
-    """Make model and rows in `work`, measure every way and print the table."""
-    from stages.models.tiny import build
-
-    (work / "model").mkdir()
-    build(work / "model")
+    """Make the rows in `work`, measure every way and print the table."""
     file = work / "rows" / "train.jsonl"
     rows = write_rows(file, 0, 10**9) if gigabyte else write_rows(file, rows)
     print(f"{rows:,} rows, {file.stat().st_size / 1e6:,.0f} MB, {cpu_count()} cores")

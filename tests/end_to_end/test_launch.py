@@ -102,7 +102,7 @@ def test_what_the_first_has_ends_all(tmp_path: Path) -> None:
     out, err = run(tmp_path, *WORDS, apart=True)
     assert err == ""
     assert "train     reused" in out
-    assert {path.name for path in (tmp_path / "1/outputs/store").iterdir()} >= {"model", "prepare"}
+    assert {path.name for path in (tmp_path / "1/outputs/store").iterdir()} >= {"prepare"}
     assert not (tmp_path / "1/outputs/runs").exists()
     assert not (tmp_path / "1/outputs/store/train").exists()
 

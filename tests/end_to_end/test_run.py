@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import cli
 import pytest
+
+from stages.inputs import EMBEDDED
 
 
 def test_run_leaves_its_record(finished) -> None:
@@ -42,6 +46,31 @@ def test_run_links_its_stages(finished) -> None:
     assert (directory / "train" / "adapters.safetensors").is_file()
 
 
+def test_embedded_model_is_used_where_it_lies(finished) -> None:
+    """No copy of it comes into the store or beside the run, and run.json says which it was."""
+    cwd, directory, record = finished
+    assert not (cwd / "outputs/store/model").exists()
+    assert not (directory / "model").exists()
+    assert (record["model"]["path"], record["model"]["kind"]) == ("tiny", "tiny")
+
+
+def test_weights_drawn_anew_are_pretrained(tmp_path: Path) -> None:
+    """model.init_seed makes a model in the store, once for each seed, and lora=full trains it."""
+    words = [word for word in cli.QUICK if not word.startswith("lora.")]
+    words += ["lora=full", "stages=[prepare,train,merge]"]
+    directory, record = cli.succeed(tmp_path, *words, "model.init_seed=5")
+    before = record["metrics"]["valid.loss_before"]
+    assert before == pytest.approx(math.log(6144), abs=1)
+    assert record["metrics"]["valid.loss"] < before
+    _, again = cli.succeed(tmp_path, *words, "model.init_seed=5")
+    assert set(cli.statuses(again).values()) == {"reused"}
+    _, other = cli.succeed(tmp_path, *words, "model.init_seed=6")
+    assert cli.statuses(other) == {"prepare": "reused", "train": "ran", "merge": "ran"}
+    assert len(list((tmp_path / "outputs/store/model").iterdir())) == 2
+    config = json.loads((directory / "merge" / "config.json").read_text())
+    assert config["dtype"] == "float32"
+
+
 def test_metrics_file_shows_every_step(finished) -> None:
     """metrics.jsonl holds the training loss of each step and the validation losses."""
     _, directory, record = finished
@@ -56,7 +85,7 @@ def test_second_run_reuses_everything(finished) -> None:
     done = cli.run(finished.cwd, *cli.QUICK)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if " reused " in line]
-    stages = ["model", "prepare", "train", "merge", "baseline", "evaluate"]
+    stages = ["prepare", "train", "merge", "baseline", "evaluate"]
     assert [line.split()[0] for line in lines] == stages
     assert all(" ago, took " in line or "just now, took " in line for line in lines)
     again = cli.record(finished.cwd / done.stdout.rstrip().splitlines()[-1].removeprefix("run: "))
@@ -142,7 +171,7 @@ def test_dry_run_lists_only_what_would_happen(finished, tmp_path: Path) -> None:
     done = cli.run(tmp_path, "run=latest", "stages=[serve]", "dry_run=true")
     assert done.returncode == 0, done.stderr
     assert [line.split()[:2] for line in done.stdout.splitlines()[1:4]] == [
-        ["model", "reuse"], ["train", "reuse"], ["serve", "run"],
+        ["model", "use"], ["train", "reuse"], ["serve", "run"],
     ]  # fmt: skip
 
 
@@ -241,22 +270,27 @@ def test_run_goes_on_whatever_shows_it(finished, words: tuple[str, ...], shown_b
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_generate_answers_from_a_base_that_was_not_made(finished, tmp_path: Path) -> None:
-    """A run on a directory of one's own can be talked to: its base lies outside the store."""
-    shutil.copytree((finished.directory / "model").resolve(), tmp_path / "mine")
-    (tmp_path / "mine" / "manifest.json").unlink()
-    cli.succeed(tmp_path, *cli.QUICK, cli.TRAIN, "model=local", "model.path=mine")
-    assert not (tmp_path / "outputs/store/model").exists()
+@pytest.mark.parametrize("words", [(), ("model=local", "model.path=mine")])
+def test_generate_answers_from_a_base_that_was_not_made(
+    finished, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """A run can be talked to whose base lies outside the store: the embedded one, or one's own."""
+    directory = finished.directory
+    if words:
+        shutil.copytree(EMBEDDED, tmp_path / "mine")
+        directory, _ = cli.succeed(tmp_path, *cli.QUICK, cli.TRAIN, *words)
+        assert not (tmp_path / "outputs/store/model").exists()
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.generate", "--prompt", "Hello", "--max-tokens", "3"],
+        [sys.executable, "-m", "pipeline.generate", "--run", str(directory), "--prompt", "Hello",
+         "--max-tokens", "3"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(cli.ROOT)},
         capture_output=True,
         text=True,
         check=False,
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "3 tokens" in done.stderr
+    assert re.match(r"[123] tokens, ", done.stderr)
 
 
 def test_rows_that_change_while_they_are_read_are_not_kept(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_killed_at_any_moment_the_store_stays_whole(tmp_path: Path) -> None:
         process.kill()
         process.communicate()
         store = Store(tmp_path / "outputs" / "store")
-        for stage in ("model", "prepare", "train"):
+        for stage in ("prepare", "train"):
             for entry in store.newest(stage):
                 assert store.verify(entry) == []
     for seed in range(4):

@@ -35,7 +35,7 @@ def run(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[s
 
 
 def test_wheel_holds_configuration_and_code_only(site: Path) -> None:
-    """The wheel has the three packages, every YAML of conf, and no test."""
+    """The wheel has the three packages, every YAML of conf, the embedded model, and no test."""
     tops = {path.name for path in site.iterdir()}
     assert {"conf", "pipeline", "stages"} <= tops
     assert all(
@@ -43,6 +43,8 @@ def test_wheel_holds_configuration_and_code_only(site: Path) -> None:
     )
     ours = {path.relative_to(ROOT) for path in (ROOT / "conf").rglob("*.yaml")}
     assert {path.relative_to(site) for path in (site / "conf").rglob("*.yaml")} == ours
+    model = {file.name for file in (site / "stages" / "models" / "embedded").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= model
 
 
 def test_wheel_composes_from_an_empty_directory(site: Path, tmp_path: Path) -> None:

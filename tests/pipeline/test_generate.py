@@ -24,7 +24,6 @@ from stages.generation.sampling import Sampling
 from stages.lora.files import save_adapter
 from stages.lora.layers import AdapterShape, linear_dims
 from stages.lora.targets import find_targets
-from stages.models import tiny
 from stages.models.loading import read_model
 from stages.models.tokenizer import load_tokenizer
 
@@ -48,11 +47,11 @@ def commit(store: Store, stage: str, key: str, fill: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Made:
-    """Two finished runs of the embedded model: `chat`, and `text`, which has no adapter."""
+def made(draw_model, tmp_path_factory) -> Made:
+    """Two finished runs of a model drawn anew: `chat`, and `text`, which has no adapter."""
     cwd = tmp_path_factory.mktemp("made")
     store = Store(cwd / "outputs" / "store")
-    base = commit(store, "model", "0" * 64, tiny.build)
+    base = commit(store, "model", "0" * 64, draw_model)
 
     def fill(out: Path) -> None:
         module, _ = read_model(base.directory)
@@ -71,7 +70,7 @@ def made(tmp_path_factory) -> Made:
     adapter = commit(store, "train", "1" * 64, fill)
     for name in ("text", "chat"):
         config = {"name": name, "outputs": "outputs", "data": {"format": "auto"},
-                  "model": {"path": "tiny", "dtype": None}}  # fmt: skip
+                  "model": {"path": "tiny", "dtype": None, "init_seed": 0}}  # fmt: skip
         model = {"path": "tiny", "kind": "tiny", "commit": None, "key": "0" * 64}
         directory = cwd / "outputs" / "runs" / name / "20260101-000000"
         with RunRecord.start(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Refused
-from pipeline.hub import download, resolve
+from pipeline.hub import download, is_made, resolve
+from stages.inputs import EMBEDDED
 from stages.settings import Model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -289,10 +291,41 @@ def local(directory: Path) -> Path:
     return directory
 
 
-def test_tiny_needs_no_directory():
-    """The embedded model has no files and no commit."""
-    source = resolve(Model(path="tiny"))
-    assert (source.kind, source.directory, source.commit) == ("tiny", None, None)
+def test_tiny_is_used_where_it_lies(tmp_path, monkeypatch):
+    """The embedded model has no commit; its files decide, but for what is there to be read, and
+    not where the package is installed."""
+    model = Model(path="tiny")
+    source = resolve(model)
+    assert (source.kind, source.directory, source.commit) == ("tiny", EMBEDDED, None)
+    assert download(model, source, print) == EMBEDDED
+    assert not is_made(model.quantization, model.init_seed)
+    texts = {"chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json",
+             "tokenizer_config.json"}  # fmt: skip
+    assert set(source.tokenizer["files"]) == texts
+    assert set(source.weights["files"]) == {*texts, "model.safetensors"}
+    elsewhere = shutil.copytree(EMBEDDED, tmp_path / "embedded")
+    for name in ("README.md", "curve.png"):
+        (elsewhere / name).write_bytes(b"anything")
+    monkeypatch.setattr("pipeline.hub.EMBEDDED", elsewhere)
+    moved = resolve(model)
+    assert moved.directory == elsewhere
+    assert (moved.weights, moved.tokenizer) == (source.weights, source.tokenizer)
+    (elsewhere / "model.safetensors").unlink()
+    with pytest.raises(Refused, match=r"model\.safetensors of the embedded model is not installed"):
+        resolve(model)
+    assert resolve(Model(path="tiny", init_seed=0)).weights == source.tokenizer
+
+
+def test_weights_that_are_drawn_anew_are_not_looked_at(tmp_path):
+    """With model.init_seed, a directory with or without weights is the same model."""
+    directory = local(tmp_path / "a")
+    model = Model(path=str(directory), init_seed=1)
+    with_weights = resolve(model)
+    assert is_made(model.quantization, model.init_seed)
+    (directory / "model.safetensors").unlink()
+    assert resolve(model) == with_weights
+    (directory / "tokenizer.json").write_bytes(b"{ }")
+    assert resolve(model).weights != with_weights.weights
 
 
 def test_local_identity_follows_the_bytes_not_the_place(tmp_path):

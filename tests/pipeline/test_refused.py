@@ -120,6 +120,9 @@ REFUSED: list[tuple[str, str, str]] = [
     ("data.revision=v1", "data.revision", "data.path names no data set of the hub"),
     ("data.path=[a/b,c/d] data.revision=v1", "data.revision", "data.path names 2 data sets"),
     ("model=local", "model.path", "model=local needs it"),
+    ("model.init_seed=-1", "model.init_seed", "found -1, expected 0 or more"),
+    ("model.init_seed=x", "model.init_seed", "found 'x', expected a whole number or null"),
+    ("model.init_seed=1 model.quantization=4", "model.quantization", "leave one of the two out"),
     # what does not exist
     ("data.path=nope.jsonl", "data.path", "no file or folder 'nope.jsonl'"),
     ("data.path=sample", "data.path", "did you mean data.path=samples?"),

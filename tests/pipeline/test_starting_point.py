@@ -23,14 +23,15 @@ def adapter(directory: Path, weights: bytes = b"weights") -> Path:
     return directory
 
 
-def trained(outputs: Path, stamp: str, path: str = "tiny") -> Path:
+def trained(outputs: Path, stamp: str, path: str = "tiny", init_seed: int | None = None) -> Path:
     """Write a run that trained, with its adapter in the store."""
     stored = adapter(outputs / "store/train" / stamp)
     directory = outputs / "runs/default" / stamp
     directory.mkdir(parents=True)
     (directory / "train").symlink_to(stored)
     fields = {
-        "format": 1, "status": "succeeded", "name": "default", "config": {}, "config_digest": "",
+        "format": 1, "status": "succeeded", "name": "default", "config_digest": "",
+        "config": {"model": {"init_seed": init_seed}},
         "started": "", "stages": {"train": {"status": "ran"}}, "metrics": {}, "environment": {},
         "model": {"path": path, "kind": "tiny", "commit": None, "key": None},
     }  # fmt: skip
@@ -39,7 +40,8 @@ def trained(outputs: Path, stamp: str, path: str = "tiny") -> Path:
 
 
 def find(outputs: Path, reference: Any, path: str = "tiny") -> Path | None:
-    train, model = SimpleNamespace(init_adapter=reference), SimpleNamespace(path=path)
+    train = SimpleNamespace(init_adapter=reference)
+    model = SimpleNamespace(path=path, init_seed=None)
     config: Any = SimpleNamespace(train=train, model=model, outputs=str(outputs))
     return starting_point.find(config, TINY)
 
@@ -63,6 +65,9 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     for reference in (run, run / "train"):
         with pytest.raises(Refused, match="path 'other/model' there, 'tiny' here"):
             find(tmp_path, str(reference))
+    drawn = trained(tmp_path, "20260102-000000", init_seed=4)
+    with pytest.raises(Refused, match="init_seed 4 there, None here"):
+        find(tmp_path, str(drawn))
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -25,13 +25,12 @@ from stages.lora.layers import AdapterShape
 from stages.lora.merge import unmerge_weights
 from stages.lora.targets import find_targets
 from stages.merge import merge
-from stages.models import tiny
 from stages.models.loading import cast, load_model, read_model
 from stages.models.saving import save_directory
 from stages.settings import Merge
 
 RANK, SCALE = 4, 2.0
-LARGE, SMALL, VANISHING = 0.05, 0.003, 0.0005
+LARGE, SMALL, VANISHING = 0.05, 0.003, 0.0002
 """Spread of the adapter's `lora_b`: what it changes is near, below and far below a 4-bit
 step; the last is lost in bfloat16's rounding too."""
 
@@ -58,9 +57,8 @@ class Listener:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("base")
-    tiny.build(directory)
+def base(draw_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = draw_model(tmp_path_factory.mktemp("base"))
     (directory / "LICENSE").write_text("the base's licence")
     (directory / "manifest.json").write_text("the base's manifest")
     return directory

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -23,8 +24,8 @@ from stages.serve import serve
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return live.make_model(tmp_path_factory.mktemp("serve") / "model")
+def model(draw_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return BaseModel(directory=draw_model(tmp_path_factory.mktemp("serve")), dtype="float32")
 
 
 @pytest.fixture(scope="module")

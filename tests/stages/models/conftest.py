@@ -3,18 +3,14 @@ import shutil
 
 import pytest
 
-from stages.models import tiny
-
 
 @pytest.fixture(scope="session")
-def tiny_directory(tmp_path_factory):
-    """The embedded model, built once; never written to."""
-    directory = tmp_path_factory.mktemp("tiny")
-    tiny.build(directory)
-    return directory
+def drawn_directory(draw_model, tmp_path_factory):
+    """A small model of random weights, made once; never written to."""
+    return draw_model(tmp_path_factory.mktemp("drawn"))
 
 
 @pytest.fixture
-def copy(tiny_directory, tmp_path):
-    """A copy of the embedded model for one test to damage: replace files, never write into them."""
-    return shutil.copytree(tiny_directory, tmp_path / "model", copy_function=os.link)
+def copy(drawn_directory, tmp_path):
+    """A copy of it for one test to damage: replace files, never write into them."""
+    return shutil.copytree(drawn_directory, tmp_path / "model", copy_function=os.link)

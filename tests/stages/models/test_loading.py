@@ -24,35 +24,36 @@ class Silent:
 
 
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory):
-    """The embedded model in 4 bits."""
+def quantized(drawn_directory, tmp_path_factory):
+    """The small model in 4 bits."""
     out = tmp_path_factory.mktemp("quantized")
-    model = Model(path="tiny", quantization=4)
-    return materialize(model, source=None, dtype="stored", report=Silent(), out=out).directory
+    model = Model(path="some/where", quantization=4)
+    materialize(model, source=drawn_directory, dtype="stored", report=Silent(), out=out)
+    return out
 
 
 def dtypes(module: nn.Module) -> set[mx.Dtype]:
     return {value.dtype for _, value in tree_flatten(module.parameters())}
 
 
-def test_logits_are_those_of_transformers(tiny_directory):
+def test_logits_are_those_of_transformers(drawn_directory):
     """In float32 the same directory gives transformers' logits to 1e-4."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    reference = AutoModelForCausalLM.from_pretrained(tiny_directory)
+    reference = AutoModelForCausalLM.from_pretrained(drawn_directory)
     with torch.no_grad():
         expected = reference(torch.tensor(IDS)).logits.numpy()
-    module = load_model(BaseModel(directory=tiny_directory, dtype="float32"))
+    module = load_model(BaseModel(directory=drawn_directory, dtype="float32"))
     np.testing.assert_allclose(np.array(module(mx.array(IDS))), expected, atol=1e-4)
 
 
-def test_the_base_is_frozen_and_evaluates(tiny_directory):
+def test_the_base_is_frozen_and_evaluates(drawn_directory):
     """Nothing trains, dropout is off, and no lazy graph is left to the first step."""
-    module = load_model(BaseModel(directory=tiny_directory, dtype="float32"))
+    module = load_model(BaseModel(directory=drawn_directory, dtype="float32"))
     assert tree_flatten(module.trainable_parameters()) == []
     assert not module.training
-    weights = load_file(tiny_directory / "model.safetensors")
+    weights = load_file(drawn_directory / "model.safetensors")
     for name, value in tree_flatten(module.parameters()):
         np.testing.assert_array_equal(np.array(value), weights[name], err_msg=name)
 
@@ -61,9 +62,9 @@ def test_the_base_is_frozen_and_evaluates(tiny_directory):
     ("dtype", "expected"),
     [("bfloat16", mx.bfloat16), ("float16", mx.float16), ("stored", mx.float32)],
 )
-def test_weights_are_in_the_type_to_compute_in(tiny_directory, dtype, expected):
+def test_weights_are_in_the_type_to_compute_in(drawn_directory, dtype, expected):
     """Every floating-point weight is cast, or left as stored."""
-    module = load_model(BaseModel(directory=tiny_directory, dtype=dtype))
+    module = load_model(BaseModel(directory=drawn_directory, dtype=dtype))
     assert dtypes(module) == {expected}
 
 

@@ -1,5 +1,6 @@
 """Types of a model's parameters, there and back; what of a directory is copied."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -7,7 +8,6 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from stages.models import tiny
 from stages.models.loading import cast, read_model
 from stages.models.saving import main_type, restore_types, save_directory, stored_types
 
@@ -48,11 +48,12 @@ def test_main_type_is_that_of_most_parameters() -> None:
     assert main_type(mixed()) == "bfloat16"
 
 
-def test_code_weights_and_notes_of_the_source_are_left_behind(tmp_path: Path) -> None:
+def test_code_weights_and_notes_of_the_source_are_left_behind(
+    draw_model: Callable[..., Path], tmp_path: Path
+) -> None:
     """What would run, or describes other weights, is not copied; texts and licences are."""
     source, out = tmp_path / "source", tmp_path / "out"
-    source.mkdir()
-    tiny.build(source)
+    draw_model(source)
     left = ("modeling.py", "pytorch_model.bin", "model.safetensors.index.json",
             "hf_quant_config.json", "manifest.json", "merge.json")  # fmt: skip
     module, config = read_model(source)

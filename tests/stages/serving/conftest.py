@@ -1,7 +1,7 @@
 """One server for all tests that only talk to it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,10 @@ from stages.artifacts import Adapter, BaseModel
 
 
 @pytest.fixture(scope="session")
-def served_model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return live.make_model(tmp_path_factory.mktemp("served") / "model")
+def served_model(
+    draw_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> BaseModel:
+    return BaseModel(directory=draw_model(tmp_path_factory.mktemp("served")), dtype="float32")
 
 
 @pytest.fixture(scope="session")
@@ -29,4 +31,5 @@ def server(
 ) -> Iterator[live.Live]:
     out = tmp_path_factory.mktemp("out")
     with live.running(served_model, out, adapter=served_adapter, max_tokens=64) as running:
+        assert running.hello
         yield running

@@ -1,12 +1,12 @@
-"""A real server on loopback, on the embedded model with an adapter that changes every answer."""
+"""A real server on loopback, on a model of random weights and an adapter that changes answers."""
 
 import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import httpx
 import mlx.core as mx
@@ -16,7 +16,6 @@ from stages.lora.bank import attach, initial
 from stages.lora.files import save_adapter
 from stages.lora.layers import AdapterShape
 from stages.lora.targets import find_targets
-from stages.models import tiny
 from stages.models.loading import load_model
 from stages.serve import serve
 from stages.settings import Serve
@@ -67,6 +66,11 @@ class Live:
         except BaseException as error:
             self.error = error
 
+    @cached_property
+    def hello(self) -> str:
+        """What the base said when it was asked for the first time."""
+        return str(self.ask()["choices"][0]["message"]["content"])
+
     def ended(self) -> Report:
         """Ask to stop, wait, and return what the verb returned."""
         self.desk.stop.set()
@@ -100,14 +104,6 @@ def settings(**given: Any) -> Serve:
         "batch_size": 8, "max_tokens": 512,
     }  # fmt: skip
     return Serve(**values | given)
-
-
-def make_model(directory: Path) -> BaseModel:
-    """Build the embedded model at the depth whose answers the tests know."""
-    directory.mkdir()
-    with patch.dict(tiny.CONFIG, num_hidden_layers=8):
-        tiny.build(directory)
-    return BaseModel(directory=directory, dtype="float32")
 
 
 def make_adapter(model: BaseModel, directory: Path) -> Adapter:

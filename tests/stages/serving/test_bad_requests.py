@@ -19,7 +19,7 @@ def alive(server: live.Live) -> bool:
     """Tell whether the server says what it said before."""
     said = server.ask("base")["choices"][0]["message"]["content"]
     health = httpx.get(f"{server.url}/health")
-    return said.startswith(" soldier") and health.json() == {"status": "ok"}
+    return said == server.hello and health.json() == {"status": "ok"}
 
 
 def refused(answer: httpx.Response, status: int) -> dict[str, Any]:

@@ -114,20 +114,36 @@ def test_stream_says_what_the_plain_answer_says(server, seed: int) -> None:
 def test_characters_of_many_tokens_arrive_whole(server) -> None:
     """Half a character is never sent: each piece is valid, and none ends in a replacement that the
     whole answer does not have."""
-    body = {"model": "tuned", "messages": live.user("Hello"), "temperature": 0, "max_tokens": 48}
-    plain = server.post(**body).json()["choices"][0]["message"]["content"]
-    *chunks, _ = events(server.post(**body, stream=True))
-    assert "\ufffd" in plain
-    assert text_of(chunks) == plain
+    body = {"model": "base", "messages": live.user("Hello"), "temperature": 2, "max_tokens": 64}
+    answers = []
+    for seed in range(4):
+        answers.append(server.post(**body, seed=seed).json()["choices"][0]["message"]["content"])
+        *chunks, _ = events(server.post(**body, seed=seed, stream=True))
+        assert text_of(chunks) == answers[-1]
+    assert "\ufffd" in "".join(answers)
+
+
+def begun(server: live.Live) -> tuple[str, str, str]:
+    """Return a question, and the first two tokens of its answer as text: the first is long, and
+    what the tests stop at is nowhere before."""
+    for words in WORDS:
+        first, both = (
+            server.ask(words=words, max_tokens=n)["choices"][0]["message"]["content"]
+            for n in (1, 2)
+        )
+        second = both.removeprefix(first)
+        long = len(first) > 3 and second
+        if long and first.index(first[2:]) == 2 and first[-1] + second[0] not in first:
+            return words, first, second
+    raise AssertionError("no answer begins with a long token")
 
 
 def test_stop_text_inside_a_token_ends_the_answer(server) -> None:
     """A stop text ends the answer where it starts, also inside a token, and generation with it."""
-    whole = server.ask("base", max_tokens=8)["choices"][0]["message"]["content"]
-    assert whole.startswith(" soldier")
+    words, first, _ = begun(server)
     for stream in (False, True):
-        answer = server.post(model="base", messages=live.user("Hello"), temperature=0,
-                             max_tokens=60, stop="oldi", stream=stream,
+        answer = server.post(model="base", messages=live.user(words), temperature=0,
+                             max_tokens=60, stop=first[2:], stream=stream,
                              stream_options={"include_usage": True})  # fmt: skip
         if stream:
             *chunks, usage, _ = events(answer)
@@ -136,15 +152,17 @@ def test_stop_text_inside_a_token_ends_the_answer(server) -> None:
             usage = answer.json()
             choice = usage["choices"][0]
             text, finish = choice["message"]["content"], choice["finish_reason"]
-        assert (text, finish, usage["usage"]["completion_tokens"]) == (" s", "stop", 1)
+        assert (text, finish, usage["usage"]["completion_tokens"]) == (first[:2], "stop", 1)
 
 
 def test_stop_text_across_tokens_is_never_seen_in_a_stream(server) -> None:
     """A stop text that begins in one token and ends in another leaves no trace in any chunk."""
-    answer = server.post(model="base", messages=live.user("Hello"), temperature=0, max_tokens=60,
-                         stop=["never said", "r stud"], stream=True)  # fmt: skip
+    words, first, second = begun(server)
+    stop = first[-1] + second[0]
+    answer = server.post(model="base", messages=live.user(words), temperature=0, max_tokens=60,
+                         stop=["never said", stop], stream=True)  # fmt: skip
     *chunks, _ = events(answer)
-    assert text_of(chunks) == " soldier soldier soldie"
+    assert text_of(chunks) == first[:-1]
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
 
 

@@ -48,9 +48,9 @@ def test_a_stream(client: openai.OpenAI) -> None:
     assert chunks[-1].usage == whole.usage
 
 
-def test_the_stream_helper(client: openai.OpenAI) -> None:
+def test_the_stream_helper(client: openai.OpenAI, server: live.Live) -> None:
     """The client's own accumulator builds the same message."""
-    ask = {"model": "base", "messages": HELLO, "temperature": 0, "stop": "stud"}
+    ask = {"model": "base", "messages": HELLO, "temperature": 0, "stop": server.hello[-2:]}
     with client.chat.completions.stream(**ask) as stream:
         final = stream.get_final_completion()
     whole = client.chat.completions.create(**ask)
