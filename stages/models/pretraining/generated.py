@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from stages.models.pretraining.sentences import paragraph, recall
+from stages.models.pretraining.sentences import drill, paragraph, recall
 from stages.models.pretraining.turns import conversation
 
 SEED = 7
-SIZE = 12_000_000
+SIZE = 5_000_000
 """Characters in all."""
+DRILLS = 12_000
 _LONGEST = 1500
 _KINDS = ((paragraph, "\n\n"), (recall, "\n\n"), (conversation, ""))
 """What a text is made of, and what stands between two of them."""
-_WEIGHTS = (20, 25, 55)
+_WEIGHTS = (20, 20, 60)
+
+
+def drills(count: int = DRILLS, seed: int = SEED) -> Iterator[str]:
+    """Yield what is trained on first: words to copy, and nothing else. The same everywhere."""
+    random = Random(seed)
+    return (drill(random) for _ in range(count))
 
 
 def texts(size: int = SIZE, seed: int = SEED) -> Iterator[str]:

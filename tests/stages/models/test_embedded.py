@@ -1,6 +1,9 @@
 """The model that comes with the package: opened by everyone, its tokenizer without loss."""
 
+import hashlib
 import json
+import re
+from random import Random
 
 import mlx.core as mx
 import mlx_lm
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlx import nn
 
 from stages.artifacts import BaseModel
 from stages.data.samples import rows
@@ -83,3 +87,45 @@ def test_nothing_of_the_machine_that_trained_it_is_in_its_texts():
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         values = json.loads((EMBEDDED / name).read_text())
         assert not [value for value in values.values() if isinstance(value, str) and "/" in value]
+
+
+def test_card_names_the_digest_of_every_file():
+    """What the card describes is what is shipped: no file more, none less, 20 MB at most."""
+    files = {file.name: file for file in EMBEDDED.iterdir()}
+    card = files.pop("README.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `([\w.]+)` \| `([0-9a-f]{64})` \|$", card, re.MULTILINE))
+    assert listed == {
+        name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()
+    }
+    assert sum(file.stat().st_size for file in EMBEDDED.iterdir()) <= 20_000_000
+
+
+def test_card_counts_the_parameters():
+    """The number the card gives is that of the stored tensors, between 5 and 9 million."""
+    weights = mx.load(str(EMBEDDED / "model.safetensors"))
+    count = sum(weight.size for weight in weights.values())
+    assert 5_000_000 <= count <= 9_000_000
+    assert f"{count:,} parameters" in (EMBEDDED / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The king had three daughters, and the youngest was the most beautiful of them all.",
+        "She opened the door and looked into the room, but there was nobody there.",
+        "They went down to the river and sat under a tree until the sun had set.",
+    ],
+)
+def test_it_has_learnt_english(tokenizer, text):
+    """Words in their order are far likelier than the same words in another order."""
+    module = load_model(BaseModel(directory=EMBEDDED, dtype="float32"))
+    words = text.split()
+
+    def loss(text: str) -> float:
+        ids = mx.array([tokenizer.encode(text)])
+        logits = module(ids[:, :-1])
+        return nn.losses.cross_entropy(logits, ids[:, 1:], reduction="mean").item()
+
+    shuffled = [Random(seed).sample(words, len(words)) for seed in range(8)]
+    assert loss(text) < 5
+    assert loss(text) + 1 < min(loss(" ".join(order)) for order in shuffled)
