@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from stages.models.pretraining.generated import drills, texts
+from stages.models.pretraining.generated import texts
 
 HELD_OUT = (
     "The Monkey's Paw",
@@ -70,7 +70,7 @@ def write(file: Path, rows: Iterable[str]) -> None:
 
 
 def main() -> None:
-    """Write four folders of texts, each with its splits."""
+    """Write three folders of texts, each with its splits."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for name in ("books", "fairytales", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
@@ -88,7 +88,6 @@ def main() -> None:
     write(given.out / "fairytales" / "train.jsonl", (without(text, held_out) for text in tales))
     write(given.out / "fairytales" / "test.jsonl", test)
     write(given.out / "generated" / "train.jsonl", texts())
-    write(given.out / "drill" / "train.jsonl", drills())
 
 
 if __name__ == "__main__":

@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from stages.models.pretraining.sentences import drill, paragraph, recall
+from stages.models.pretraining.sentences import paragraph, recall
 from stages.models.pretraining.turns import conversation
 
 SEED = 7
 SIZE = 5_000_000
 """Characters in all."""
-DRILLS = 12_000
 _LONGEST = 1500
 _KINDS = ((paragraph, "\n\n"), (recall, "\n\n"), (conversation, ""))
 """What a text is made of, and what stands between two of them."""
-_WEIGHTS = (20, 20, 60)
-
-
-def drills(count: int = DRILLS, seed: int = SEED) -> Iterator[str]:
-    """Yield what is trained on first: words to copy, and nothing else. The same everywhere."""
-    random = Random(seed)
-    return (drill(random) for _ in range(count))
+_WEIGHTS = (20, 10, 70)
 
 
 def texts(size: int = SIZE, seed: int = SEED) -> Iterator[str]:
@@ -35,7 +28,7 @@ def texts(size: int = SIZE, seed: int = SEED) -> Iterator[str]:
         make, between = random.choices(_KINDS, _WEIGHTS)[0]
         parts = [make(random)]
         # Many begin a text: what stands first is seen without anything before it.
-        wanted = random.choice((0, 0, 400, _LONGEST))
+        wanted = random.choice((0, 0, 0, 0, 400, _LONGEST))
         while sum(map(len, parts)) < wanted:
             parts.append(make(random))
         # What ends a conversation ends the text, too.

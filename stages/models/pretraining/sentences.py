@@ -150,12 +150,6 @@ def recall(random: Random) -> str:
     return random.choice(("\n", "\n", "\n\n")).join(lines)
 
 
-def drill(random: Random) -> str:
-    """Return words in no order that makes sense, four times: nothing but what can be copied."""
-    words = " ".join(v.word(random) for _ in range(random.randrange(4, 31)))
-    return "\n".join([words] * 4)
-
-
 _KINDS: tuple[Callable[[Random], str], ...] = (
     _morning, _morning, _story, _story, _shopping, _prices, _date, _count, _table, _letter, _week,
 )  # fmt: skip
