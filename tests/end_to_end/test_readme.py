@@ -31,7 +31,10 @@ def block(marker: str) -> list[str]:
     return found.group(1).splitlines()
 
 
-COMMANDS = [line.partition("  #")[0].strip() for line in block("commands") + block("data") + block("pretrain")]
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for line in block("commands") + block("data") + block("pretrain")
+]
 
 
 def words(command: str) -> list[str]:
