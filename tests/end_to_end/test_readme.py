@@ -33,7 +33,7 @@ def block(marker: str) -> list[str]:
 
 COMMANDS = [
     line.partition("  #")[0].strip()
-    for line in block("commands") + block("data") + block("pretrain")
+    for line in block("pretrain") + block("commands") + block("data")
 ]
 
 

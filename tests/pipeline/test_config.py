@@ -26,6 +26,7 @@ NEEDED = {
     "data=local": "data.path=samples",
     "data=hub": "data.path=samples",
     "experiment=snips": "data.path=samples",
+    "experiment=pretrain_tiny": "data.path=samples",
 }
 
 

@@ -79,8 +79,8 @@ REFUSED: list[tuple[str, str, str]] = [
     ("data=rows.jsonl", "data", "did you mean data.path=rows.jsonl?"),
     ("data=chat", "data", "expected one of conversations, hub, local"),
     ("sweeper=xyzzy", "sweeper", "expected one of grid"),
-    ("experiment=xyzzy", "experiment", "expected one of smoke"),
-    ("experiment=null", "experiment", "expected one of smoke"),
+    ("experiment=xyzzy", "experiment", "expected one of pretrain_tiny, smoke, snips"),
+    ("experiment=null", "experiment", "expected one of pretrain_tiny, smoke, snips"),
     ("lora={rank:3}", "lora", "lora.<key>=<value>"),
     # keys that an option does not use, or needs
     ("optimizer=sgd optimizer.eps=1e-8", "optimizer.eps", "leave optimizer.eps out"),
