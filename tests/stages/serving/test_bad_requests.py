@@ -94,7 +94,7 @@ def test_no_url_is_fetched(server) -> None:
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"top_k": 1.5}, "top_k"),
-        ({"top_k": 4097}, "top_k"),
+        ({"top_k": 6145}, "top_k"),
         ({"min_p": 1.1}, "min_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
