@@ -86,7 +86,7 @@ def _date(random: Random) -> str:
     day = v.day_of(random)
     name, what = v.person(random), random.choice(("wedding", "birthday", "exam", "concert", "trip"))
     spelled = v.dated(day, random.randrange(4))
-    weekday = f"{day:%A}"
+    weekday = v.WEEKDAYS[day.weekday()]
     return random.choice((
         f"The {what} of {name} was on {spelled}, a {weekday}.",
         f"{spelled[0].upper()}{spelled[1:]} was a {weekday}. In that year {name} moved to "

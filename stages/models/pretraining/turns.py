@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
 from random import Random
 
 from stages.models.pretraining import vocabulary as v
@@ -88,11 +87,11 @@ def _sums(random: Random) -> Talk:
 
 def _calendar(random: Random) -> Talk:
     day = v.day_of(random)
-    later = day + timedelta(days=1)
+    today, after = (v.WEEKDAYS[(day.weekday() + n) % 7] for n in (0, 1))
     place = random.randrange(12)
     return None, [random.choice((
-        (f"Which day comes after {day:%A}?", f"{later:%A}"),
-        (f"Which day comes before {later:%A}?", f"{day:%A}"),
+        (f"Which day comes after {today}?", after),
+        (f"Which day comes before {after}?", today),
         (f"Which month comes after {v.MONTHS[place]}?", v.MONTHS[(place + 1) % 12]),
         (f"Write {v.dated(day, 1)} as an ISO date.", day.isoformat()),
         (f"Write {day.isoformat()} in words.", v.dated(day, 3)),
