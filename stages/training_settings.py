@@ -15,7 +15,7 @@ _OPTIMIZER_FIELDS: dict[str, frozenset[str]] = {
     "adam": frozenset({"betas", "eps"}),
     "sgd": frozenset({"momentum", "nesterov", "weight_decay"}),
     "lion": frozenset({"betas", "weight_decay"}),
-    "muon": frozenset({"momentum", "nesterov", "weight_decay"}),
+    "muon": frozenset({"momentum", "nesterov", "betas", "eps", "weight_decay"}),
     "adafactor": frozenset({"eps", "weight_decay"}),
 }
 
@@ -38,7 +38,8 @@ class Optimizer:
     max_grad_norm: float | None
     """Global gradient norm above which gradients are scaled down; null never clips."""
     betas: tuple[float, float] | None = None
-    """Decay of the first and of the second moment (lion: of the update and of its momentum)."""
+    """Decay of the first and of the second moment (lion: of the update and of its momentum; muon:
+    of what AdamW moves, the embeddings, the head and vectors)."""
     eps: float | None = None
     """Added to the denominator (adafactor: to the squared gradient)."""
     weight_decay: float | None = None

@@ -27,8 +27,8 @@ from stages.training.peak import WIDTHS
 from stages.training.step import few_shapes, tuned_cut
 from stages.training_settings import Optimizer, Train
 
-_STATES = {"adamw": 2, "adam": 2, "lion": 1, "muon": 1, "sgd": 1, "adafactor": 1}
-"""Numbers that an optimizer keeps for each trained one."""
+_STATES = {"adamw": 2, "adam": 2, "lion": 1, "muon": 2, "sgd": 1, "adafactor": 1}
+"""Numbers that an optimizer keeps for each trained one, at most."""
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k")
 

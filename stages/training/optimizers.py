@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
 from mlx import optimizers
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from stages.lora.bank import Parameters
 from stages.training_settings import Optimizer
@@ -19,20 +20,45 @@ _MOST_JOINED = 1 << 23
 """Numbers that are laid out as vectors: it takes copies, and large ones have no need of it."""
 
 
-class Muon(optimizers.Muon):  # type: ignore[misc]  # MLX's optimizers are untyped
-    """MLX's Muon with decoupled weight decay, as for AdamW; MLX's own adds it to the gradient.
+_TABLE = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe|lm_head|head|output)\.weight$")
+"""Weights with a row for each token or place: embeddings and the head."""
 
-    Method: https://kellerjordan.github.io/posts/muon/, decay as in arXiv 2502.16982.
+
+class Muon(optimizers.Muon):  # type: ignore[misc]  # MLX's optimizers are untyped
+    """Muon for matrices, AdamW for vectors, embeddings and the head, all at AdamW's learning rate.
+
+    MLX's own takes every weight for a matrix and adds the decay to the gradient. Method:
+    https://kellerjordan.github.io/posts/muon/; the size of a move and the decoupled decay are
+    those of arXiv 2502.16982: numbers move by 0.2 of the learning rate (root mean square).
     """
 
-    def __init__(self, learning_rate: float, decay: float, **options: Any) -> None:
+    def __init__(self, learning_rate: float, adamw: optimizers.AdamW, **options: Any) -> None:
         super().__init__(learning_rate, weight_decay=0.0, **options)
-        self.decay = decay
+        self.adamw = adamw
+
+    def init(self, parameters: Parameters) -> None:
+        """Make the state of every weight: the one of what AdamW moves holds `m`."""
+        super().init(parameters)
+
+        def give(path: str, weight: mx.array, state: dict[str, mx.array]) -> None:
+            if weight.ndim < 2 or _TABLE.search(path):
+                state.setdefault("m", mx.zeros_like(weight))
+
+        tree_map_with_path(give, parameters, self.state)
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
         """Shrink the parameter, then move it along the orthogonalised momentum."""
-        shrunk = parameter * (1 - self.learning_rate * self.decay)
-        moved: mx.array = super().apply_single(gradient, shrunk, state)
+        moved: mx.array
+        if "m" in state:
+            self.adamw.state = {"step": self.step, "learning_rate": self.learning_rate}
+            moved = self.adamw.apply_single(gradient, parameter, state)
+            return moved
+        shrunk = parameter * (1 - self.learning_rate * self.adamw.weight_decay)
+        rows, columns = parameter.shape[0], parameter.size // parameter.shape[0]
+        # MLX multiplies by sqrt(rows / columns) where there are more rows.
+        size = 0.2 * math.sqrt(max(rows, columns)) / math.sqrt(max(1, rows / columns))
+        moved = super().apply_single(gradient, mx.zeros_like(parameter), state)
+        moved = shrunk + size * moved
         return moved
 
 
@@ -100,13 +126,13 @@ def _optimizer(settings: Optimizer) -> optimizers.Optimizer:
     momentum = {"momentum": settings.momentum, "nesterov": settings.nesterov}
     match settings.name:
         case "adamw":
-            return optimizers.AdamW(rate, settings.betas, settings.eps, decay, bias_correction=True)
+            return _adamw(settings)
         case "adam":
             return optimizers.Adam(rate, settings.betas, settings.eps, bias_correction=True)
         case "lion":
             return optimizers.Lion(rate, settings.betas, decay)
         case "muon":
-            return Muon(rate, decay or 0.0, **momentum)
+            return Muon(rate, _adamw(settings), **momentum)
         case "adafactor":
             # With a given learning rate the paper's own step sizes would scale it to near 0:
             # lora_b starts at zero, and they are relative to the size of the weights.
@@ -115,6 +141,13 @@ def _optimizer(settings: Optimizer) -> optimizers.Optimizer:
                 scale_parameter=False, relative_step=False,
             )  # fmt: skip
     return optimizers.SGD(rate, weight_decay=decay, **momentum)
+
+
+def _adamw(settings: Optimizer) -> optimizers.AdamW:
+    return optimizers.AdamW(
+        float(settings.learning_rate), settings.betas, settings.eps, settings.weight_decay,
+        bias_correction=True,
+    )  # fmt: skip
 
 
 def joined(settings: Optimizer, weights: Parameters) -> Parameters:

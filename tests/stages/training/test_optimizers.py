@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adam": {**BETAS, "eps": 1e-3},
     "sgd": {"momentum": 0.9, "nesterov": False, "weight_decay": 0.3},
     "lion": {**BETAS, "weight_decay": 0.3},
-    "muon": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.3},
+    "muon": {**BETAS, "eps": 1e-3, "momentum": 0.9, "nesterov": True, "weight_decay": 0.3},
     "adafactor": {"eps": 1e-3, "weight_decay": 0.3},
 }
 
@@ -122,7 +122,8 @@ def test_lion_is_that_of_the_paper() -> None:
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_muon_is_orthogonalised_momentum_with_decoupled_decay(nesterov: bool) -> None:
-    """Muon follows Jordan's Newton-Schulz in float64, with the decay of arXiv 2502.16982."""
+    """Muon follows Jordan's Newton-Schulz in float64, with the size of a move and the decay of
+    arXiv 2502.16982."""
 
     def move(w: Array, g: Array, memory: dict[str, Any], rate: float, step: int) -> Array:
         v = memory["v"] = 0.9 * memory.get("v", np.zeros_like(w)) + 0.1 * g
@@ -134,9 +135,38 @@ def test_muon_is_orthogonalised_momentum_with_decoupled_decay(nesterov: bool) ->
             a = x @ x.T
             x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
         x = x.T if tall else x
-        return w * (1 - rate * 0.3) - rate * math.sqrt(max(1, x.shape[0] / x.shape[1])) * x
+        return w * (1 - rate * 0.3) - rate * 0.2 * math.sqrt(max(x.shape)) * x
 
     assert_same(ours(settings("muon", nesterov=nesterov)), by_hand(move))
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [("model.embed_tokens.weight", (12, 3)), ("lm_head.weight", (12, 3)), ("norm.weight", (8,)),
+     ("q_proj.m", (8,)), ("q_proj.bias", (8,))],
+)  # fmt: skip
+def test_muon_moves_tables_and_vectors_as_adamw(path: str, shape: tuple[int, ...]) -> None:
+    """Embeddings, the head, norms, biases and DoRA's m move as torch's AdamW moves them."""
+    rng = np.random.default_rng(6)
+    layer, _, name = path.rpartition(".")
+    start = rng.normal(size=shape)
+    weight = torch.tensor(start, requires_grad=True)
+    theirs = torch.optim.AdamW([weight], lr=0.01, betas=(0.8, 0.97), eps=1e-3, weight_decay=0.3)
+    found = {layer: {name: mx.array(start, mx.float32)}}
+    first = make_optimizer(settings("muon"))
+    first.init(found)
+    state = first.state
+    for step in range(8):
+        gradient = rng.normal(size=shape)
+        weight.grad = torch.tensor(gradient)
+        theirs.step()
+        # As a compiled step does: a new optimizer each time, with the state of the last.
+        moving = make_optimizer(settings("muon"))
+        moving.state, moving.learning_rate = state, 0.01
+        found = moving.apply_gradients({layer: {name: mx.array(gradient, mx.float32)}}, found)
+        state = moving.state
+        np.testing.assert_allclose(np.array(found[layer][name]), weight.detach().numpy(),
+                                   rtol=1e-4, atol=1e-5, err_msg=f"step {step}")  # fmt: skip
 
 
 def test_muon_decays_as_torchs_does() -> None:

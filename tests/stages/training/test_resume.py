@@ -34,6 +34,7 @@ ADAMW: dict[str, Any] = {
     "weight_decay": 0.01,
 }  # fmt: skip
 MOMENTUM = {"betas": None, "eps": None, "momentum": 0.9, "nesterov": True}
+MUON = {"name": "muon", "momentum": 0.9, "nesterov": True}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], int]] = {
     # kind of tuning, optimizer, train, validation rows
     "dropout": ({"dropout": 0.2}, {}, {}, 3),
@@ -45,7 +46,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], int]] = {
     "no validation": ({}, {}, {}, 0),
     "dora": ({"dora": True, "dropout": 0.1}, {}, {}, 2),
     "lora plus": ({"ratio": 16.0}, {}, {}, 2),
-    "lora plus, muon": ({"ratio": 4.0}, {"name": "muon", **MOMENTUM}, {}, 2),
+    "lora plus, muon": ({"ratio": 4.0}, MUON, {}, 2),
+    "full, muon": ({"full": True}, MUON, {}, 2),
     "full": ({"full": True}, {"learning_rate": 1e-3}, {}, 2),
     "full, adafactor": ({"full": True}, {"name": "adafactor", "betas": None}, {}, 2),
     "lion": ({}, {"name": "lion", "eps": None, "learning_rate": 1e-3}, {}, 2),

@@ -87,7 +87,8 @@ def test_three_adapters_train_as_three_runs(
     optimizers = [
         adamw(),
         Optimizer(name="muon", learning_rate=1e-3, schedule="constant", warmup_fraction=0.0,
-                  max_grad_norm=None, momentum=0.9, nesterov=True, weight_decay=0.1),
+                  max_grad_norm=None, momentum=0.9, nesterov=True, betas=(0.9, 0.99), eps=1e-8,
+                  weight_decay=0.1),
         Optimizer(name="adafactor", learning_rate=1e-3, schedule="constant", warmup_fraction=0.0,
                   max_grad_norm=0.5, eps=1e-30, weight_decay=0.0),
     ]  # fmt: skip
