@@ -57,11 +57,13 @@ def identity(directory: Path | None) -> dict[str, Any]:
 
 def _require_base(run: Path, config: Config, source: Source) -> None:
     record = read_run(run)
-    theirs = record["model"]
+    theirs, settings = record["model"], record["config"].get("model", {})
     there = {**theirs, "path": _place(theirs["kind"], theirs["path"]),
-             "init_seed": record["config"].get("model", {}).get("init_seed")}  # fmt: skip
+             "init_seed": settings.get("init_seed"),
+             "init": settings.get("init", "normal")}  # fmt: skip
     here = {"path": _place(source.kind, config.model.path), "kind": source.kind,
-            "commit": source.commit, "init_seed": config.model.init_seed}  # fmt: skip
+            "commit": source.commit, "init_seed": config.model.init_seed,
+            "init": config.model.init}  # fmt: skip
     differing = [f"{name} {there[name]!r} there, {here[name]!r} here" for name in here
                  if there[name] != here[name]]  # fmt: skip
     if differing:

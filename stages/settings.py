@@ -33,6 +33,9 @@ class Model:
     init_seed: int | None = None
     """Draw all weights anew from this seed, to pretrain from scratch: of model.path only config and
     tokenizer are taken; null keeps the weights."""
+    init: Literal["normal", "induction"] = "normal"
+    """What init_seed draws: normal numbers, or with heads that repeat what they saw laid into them
+    (of a Llama with tied embeddings), which a small model would need very long to find."""
 
     def __post_init__(self) -> None:
         require(bool(self.path.strip()), "model.path", self.path, "a name or a directory")
@@ -53,6 +56,9 @@ class Model:
             raise SettingError("model.quantization", f"found {self.quantization}, but "
                                f"model.init_seed={seed} draws weights that know nothing yet",
                                "leave one of the two out")  # fmt: skip
+        if seed is None and self.init != "normal":
+            raise SettingError("model.init", f"found {self.init!r}, but no weights are drawn",
+                               "set model.init_seed too")  # fmt: skip
 
 
 _ADAPTER = frozenset({"rank", "alpha", "dropout", "targets"})

@@ -30,7 +30,7 @@ def materialize(
         metrics = _quantize(model, source, report, out)
     else:
         report.log(f"drawing all weights anew from model.init_seed={model.init_seed}")
-        module, config = draw_model(source, model.init_seed)
+        module, config = draw_model(source, model.init_seed, model.init)
         save_directory(out, module, config, source)
     return BaseModel(directory=out, dtype=dtype, metrics=metrics)
 

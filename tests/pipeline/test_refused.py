@@ -123,6 +123,8 @@ REFUSED: list[tuple[str, str, str]] = [
     ("model.init_seed=-1", "model.init_seed", "found -1, expected 0 or more"),
     ("model.init_seed=x", "model.init_seed", "found 'x', expected a whole number or null"),
     ("model.init_seed=1 model.quantization=4", "model.quantization", "leave one of the two out"),
+    ("model.init=induction", "model.init", "set model.init_seed too"),
+    ("model.init=x model.init_seed=1", "model.init", "expected one of normal, induction"),
     # what does not exist
     ("data.path=nope.jsonl", "data.path", "no file or folder 'nope.jsonl'"),
     ("data.path=sample", "data.path", "did you mean data.path=samples?"),

@@ -41,7 +41,7 @@ def trained(outputs: Path, stamp: str, path: str = "tiny", init_seed: int | None
 
 def find(outputs: Path, reference: Any, path: str = "tiny") -> Path | None:
     train = SimpleNamespace(init_adapter=reference)
-    model = SimpleNamespace(path=path, init_seed=None)
+    model = SimpleNamespace(path=path, init_seed=None, init="normal")
     config: Any = SimpleNamespace(train=train, model=model, outputs=str(outputs))
     return starting_point.find(config, TINY)
 
