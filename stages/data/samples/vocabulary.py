@@ -13,6 +13,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+
+def words(text: str) -> tuple[str, ...]:
+    """Return the words of a text."""
+    return tuple(text.split())
+
+
 DAYS = ("today", "tomorrow", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday",
         "Sunday")  # fmt: skip
 
@@ -33,6 +39,52 @@ _HOURS = {"breakfast": ("07:00", "10:00"), "brunch": ("10:00", "13:00"),
 
 WITHOUT_ARTICLE = ("lunch", "dinner", "brunch", "coffee", "breakfast")
 
+GIVEN_NAMES = words(
+    """
+Aaron Abigail Agnes Alan Albert Aldo Alex Alfred Alma Amelia Amos Amy Andrew Angela Anita Ann
+April Arthur Audrey Barbara Basil Beatrice Bernard Bertha Beth Blanche Boris Brian Bridget Bruce
+Carl Caroline Cecil Celia Charles Charlotte Chloe Chris Cyril Daisy Darius David Deborah Denis
+Diana Dominic Donald Doris Dorothy Douglas Duncan Edith Edmund Edward Edwin Eleanor Eli Elizabeth
+Ella Ellen Elliot Elmer Elsa Emil Emily Eric Ernest Esther Ethan Eugene Evan Evelyn Ezra Faith
+Fatima Fay Ferdinand Florence Frances Francis Fred Gabriel Gail Gavin Gerald Gilbert Gloria Gordon
+Gregory Harold Harriet Harry Hazel Heidi Herbert Hilda Holly Homer Hope Howard Ian Igor Irene
+Isaac Isabel Jacob James Jane Janet Jason Jean Jennifer Jeremy Jerome Jessica Joan John Joseph
+Joshua Joyce Juan Judith June Karl Keith Kenneth Kevin Kim Lars Leah Leonard Leopold Lewis Liam
+Lily Linda Lisa Lloyd Louis Louise Lucy Luis Luke Lydia Mabel Magnus Marcus Margaret Marian Mark
+Martha Mary Matthew Maud Max Melvin Michael Mildred Miles Millicent Minnie Miriam Molly Morris
+Moses Naomi Nathan Neil Nicholas Noah Norman Otto Pamela Patrick Paul Pearl Percy Philip Phoebe
+Rachel Ralph Raymond Rebecca Richard Robin Roger Roland Ronald Rose Roy Rufus Rupert Sarah Scott
+Seth Sheila Sidney Sonia Stanley Stephen Susan Sven Sylvia Teresa Thomas Timothy Toby Tracy Ulrich
+Una Ursula Vincent Violet Virginia Vivian Warren Wilfred William Winifred Yasmin Yvonne
+"""
+)
+"""Given names; some of them belong to valid or test."""
+
+_MORE_NAMES = words(
+    """
+Abel Ada Adele Adrian Agatha Aisha Alba Alec Alessia Alfie Ali Alina Alison Alvin Amanda Amara
+Amina Anders Andrea Anton Antonia Ariel Arnold Astrid Aubrey Ava Avery Axel Ayesha Barry Bart
+Beatriz Becky Benedict Benjamin Bernadette Bill Bjorn Blake Bob Brenda Bryan Caleb Camilla Carlos
+Carmen Cassandra Catherine Chiara Christian Claire Claude Claudia Clement Clive Connor Cora
+Cornelius Craig Curtis Cynthia Damian Danielle Darren Dean Denise Derek Desmond Dylan Eddie
+Edgardo Eileen Elias Elise Eliza Ellis Elton Emanuel Enrico Enzo Erica Erin Estelle Eugenia Fabian
+Felicity Fergus Finn Flavia Floyd Francesca Franz Freda Frederick Gareth Gemma Geoffrey Georgia
+Giles Giulia Gladys Glenn Graham Greg Gwen Haley Hamish Hans Harvey Hassan Heather Heinrich
+Henrietta Hilary Hugh Ibrahim Imogen Ingrid Irma Isla Ismael Ivy Jade Jaime Jasmine Jasper Javier
+Jenny Jill Jim Joanna Jordan Jorge Josephine Josh Justin Kai Kamal Karim Karin Kasper Katya Kelly
+Kent Kirsten Klara Klaus Knut Kurt Kyle Lance Lara Larry Lauren Laurence Leila Leon Leroy Leslie
+Lionel Lorenzo Lorna Lorraine Lucia Ludwig Lukas Lynn Madeleine Maggie Malcolm Malik Mandy Manuel
+Marcel Margot Mario Marion Marius Marlene Marvin Mateo Maureen Maurice Maya Megan Mehmet Mercy Mia
+Miguel Mikael Mila Milo Mira Mohammed Monica Muriel Myra Nancy Natalie Ned Nicole Nigel Noel Noor
+Octavia Odette Olaf Olive Olivia Orlando Pablo Pascal Pat Patricia Pedro Penelope Philippa Pierre
+Polly Quincy Rafael Raj Ramona Randolph Rashid Raul Regina Reuben Rhoda Ricardo Rodney Rosalind
+Ross Rowan Ruby Russell Sabrina Salma Samantha Samir Sandra Sasha Saskia Sean Sebastian Selma
+Serena Shannon Sharon Shirley Sigrid Silvia Spencer Stefan Stuart Sunil Suzanne Tabitha Tamara
+Tanya Tariq Ted Terence Thelma Thora Tilda Tobias Todd Tony Travis Trevor Tristan Ulrike Valerie
+Vanya Verena Veronica Vikram Wallace Wayne Wesley Wilma Xenia Yannick Yolanda Yuri Zach Zelda Zita
+"""
+)
+
 _NAMES = {
     "train": ("Anna", "Ben", "Carla", "Daniel", "Emma", "Felix", "Grace", "Hugo", "Ines", "Jack",
               "Karen", "Leo", "Maria", "Nora", "Oscar", "Paula", "Quentin", "Rosa", "Simon",
@@ -52,8 +104,12 @@ _HELD_OUT_MINUTES = {"valid": (20, 55, 85, 100), "test": (40, 75, 110, 115)}
 
 
 def names(split: str) -> tuple[str, ...]:
-    """Return the people of a split."""
-    return _NAMES[split]
+    """Return the people of a split: in train so many that none of them is worth remembering."""
+    if split != "train":
+        return _NAMES[split]
+    held_out = {name for part in ("valid", "test") for name in _NAMES[part]}
+    more = [name for name in (*GIVEN_NAMES, *_MORE_NAMES) if name not in held_out]
+    return tuple(dict.fromkeys((*_NAMES["train"], *more)))
 
 
 def durations(split: str) -> tuple[int, ...]:

@@ -30,20 +30,26 @@ _DATA_EXPONENT = 0.095
 """Loss falls as tokens to this power, at a fixed size (Kaplan et al. 2020, arXiv 2001.08361)."""
 
 
-def numbers(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what the card says of a run, by the names it is filled in under."""
+def numbers(record: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+    """Return what the card says of a run and the one it went on from, by the names in the card."""
     metrics, config = record["metrics"], record["config"]
+    seconds = [run["stages"]["train"]["seconds"] for run in (first, record)]
+    tokens = [round(run["metrics"]["train.supervised_tokens"]) for run in (first, record)]
     tales = metrics["tuned.test.bits_per_byte"]
     goal = 1.5
     more = (tales / goal) ** (1 / _DATA_EXPONENT)
     return {
         "parameters": round(metrics["train.trainable_parameters"]),
-        "tokens": round(metrics["train.supervised_tokens"]),
-        "steps": round(metrics["train.steps"]),
+        "tokens": sum(tokens),
+        "first_tokens": tokens[0],
+        "first_loss": first["metrics"]["valid.loss"],
+        "steps": round(sum(run["metrics"]["train.steps"] for run in (first, record))),
         "rows": config["train"]["batch_size"],
-        "rate": config["optimizer"]["learning_rate"],
-        "minutes": record["stages"]["train"]["seconds"] / 60,
-        "speed": metrics["train.tokens_per_second"],
+        "rates": " and ".join(
+            str(run["config"]["optimizer"]["learning_rate"]) for run in (first, record)
+        ),
+        "minutes": sum(seconds) / 60,
+        "speed": sum(tokens) / sum(seconds),
         "books": metrics["tuned.valid.bits_per_byte"],
         "books_before": metrics["base.valid.bits_per_byte"],
         "books_loss": metrics["tuned.valid.loss"],
@@ -52,8 +58,8 @@ def numbers(record: dict[str, Any]) -> dict[str, Any]:
         "tales_loss": metrics["tuned.test.loss"],
         "goal": goal,
         "more": more,
-        "more_tokens": more * metrics["train.supervised_tokens"] / 1e6,
-        "seen": metrics["train.supervised_tokens"] / 1e6,
+        "more_tokens": more * sum(tokens) / 1e6,
+        "seen": sum(tokens) / 1e6,
         "ideal": 20 * metrics["train.trainable_parameters"] / 1e6,
         "held_out": "; ".join(HELD_OUT),
     }

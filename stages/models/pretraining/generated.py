@@ -9,12 +9,12 @@ from stages.models.pretraining.sentences import paragraph, recall
 from stages.models.pretraining.turns import conversation
 
 SEED = 7
-SIZE = 5_000_000
+SIZE = 20_000_000
 """Characters in all."""
 _LONGEST = 1500
 _KINDS = ((paragraph, "\n\n"), (recall, "\n\n"), (conversation, ""))
 """What a text is made of, and what stands between two of them."""
-_WEIGHTS = (20, 10, 70)
+_WEIGHTS = (15, 10, 75)
 
 
 def texts(size: int = SIZE, seed: int = SEED) -> Iterator[str]:

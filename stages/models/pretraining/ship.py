@@ -1,9 +1,10 @@
 """Put the weights of a pretraining run into the package, with their model card.
 
-    python -m stages.models.pretraining.ship --run outputs/runs/pretrain_tiny/TIME
+    python -m stages.models.pretraining.ship --first outputs/runs/talk/latest \\
+        --run outputs/runs/pretrain_tiny/latest
 
-The run must have merged as bfloat16 and evaluated. Of `--out` (the embedded model) the
-configuration and the tokenizer stay: they are what the run started from.
+The run went on from the first one; it must have merged as bfloat16 and evaluated. Of `--out` (the
+embedded model) the configuration and the tokenizer stay: they are what the run started from.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from stages.models.loading import load_model
 from stages.models.pretraining.card import CARD, PROMPTS, TALK, numbers
 from stages.models.tokenizer import load_tokenizer, stop_token_ids
 
-_WEIGHTS, _CURVE, _CARD = "model.safetensors", "loss.png", "README.md"
+_WEIGHTS, _CARD = "model.safetensors", "README.md"
+_CURVE, _FIRST_CURVE = "loss.png", "loss_first.png"
 _TOKENS = 120
 
 
@@ -55,27 +57,30 @@ def digests(directory: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def card(directory: Path, record: dict[str, Any]) -> str:
-    """Return the model card: what the run recorded, samples, and the digest of every file."""
+def card(directory: Path, record: dict[str, Any], first: dict[str, Any]) -> str:
+    """Return the model card: what the runs recorded, samples, and the digest of every file."""
     shown = "\n\n".join(f"> {prompt.replace(chr(10), f'{chr(10)}> ')}\n\n```text\n{text}\n```"
                         for prompt, text in samples(directory))  # fmt: skip
     listed = "\n".join(f"| `{name}` | `{digest}` |" for name, digest in digests(directory).items())
-    return CARD.format(**numbers(record), samples=shown, digests=listed)
+    return CARD.format(**numbers(record, first), samples=shown, digests=listed)
 
 
 def main() -> None:
     """Copy weights and curve, then write the card."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--run", type=Path, required=True)
+    for name in ("first", "run"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=EMBEDDED)
     given = parser.parse_args()
-    record = json.loads((given.run / "run.json").read_text(encoding="utf-8"))
+    first, record = (json.loads((run / "run.json").read_text(encoding="utf-8"))
+                     for run in (given.first, given.run))  # fmt: skip
     lacking = [name for name in ("train", "merge", "evaluate") if not (given.run / name).exists()]
     if lacking:
         parser.error(f"--run: {given.run} has no {' and no '.join(lacking)}")
     shutil.copyfile(given.run / "merge" / _WEIGHTS, given.out / _WEIGHTS)
     shutil.copyfile(given.run / "train" / _CURVE, given.out / _CURVE)
-    (given.out / _CARD).write_text(card(given.out, record), encoding="utf-8")
+    shutil.copyfile(given.first / "train" / _CURVE, given.out / _FIRST_CURVE)
+    (given.out / _CARD).write_text(card(given.out, record, first), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -118,4 +118,4 @@ def _about(random: Random) -> Talk:
 _KINDS: tuple[Callable[[Random], Talk], ...] = (
     _extraction, _reading, _repeat, _sums, _calendar, _about
 )  # fmt: skip
-_WEIGHTS = (45, 20, 17, 6, 6, 6)
+_WEIGHTS = (50, 17, 15, 6, 6, 6)

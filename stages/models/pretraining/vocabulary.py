@@ -7,31 +7,9 @@ from datetime import date, timedelta
 from random import Random
 
 from stages.data.samples.vocabulary import DAYS as SAMPLE_DAYS
+from stages.data.samples.vocabulary import GIVEN_NAMES, words
 from stages.data.samples.vocabulary import names as sample_names
 
-
-def words(text: str) -> tuple[str, ...]:
-    """Return the words of a text."""
-    return tuple(text.split())
-
-
-_GIVEN = """
-Aaron Abigail Agnes Alan Albert Aldo Alex Alfred Alma Amelia Amos Amy Andrew Angela Anita Ann April
-Arthur Audrey Barbara Basil Beatrice Bernard Bertha Beth Blanche Boris Brian Bridget Bruce Carl
-Caroline Cecil Celia Charles Charlotte Chloe Chris Cyril Daisy Darius David Deborah Denis Diana
-Dominic Donald Doris Dorothy Douglas Duncan Edith Edmund Edward Edwin Eleanor Eli Elizabeth Ella
-Ellen Elliot Elmer Elsa Emil Emily Eric Ernest Esther Ethan Eugene Evan Evelyn Ezra Faith Fatima
-Fay Ferdinand Florence Frances Francis Fred Gabriel Gail Gavin Gerald Gilbert Gloria Gordon Gregory
-Harold Harriet Harry Hazel Heidi Herbert Hilda Holly Homer Hope Howard Ian Igor Irene Isaac Isabel
-Jacob James Jane Janet Jason Jean Jennifer Jeremy Jerome Jessica Joan John Joseph Joshua Joyce Juan
-Judith June Karl Keith Kenneth Kevin Kim Lars Leah Leonard Leopold Lewis Liam Lily Linda Lisa
-Lloyd Louis Louise Lucy Luis Luke Lydia Mabel Magnus Marcus Margaret Marian Mark Martha Mary Matthew
-Maud Max Melvin Michael Mildred Miles Millicent Minnie Miriam Molly Morris Moses Naomi Nathan Neil
-Nicholas Noah Norman Otto Pamela Patrick Paul Pearl Percy Philip Phoebe Rachel Ralph Raymond Rebecca
-Richard Robin Roger Roland Ronald Rose Roy Rufus Rupert Sarah Scott Seth Sheila Sidney Sonia Stanley
-Stephen Susan Sven Sylvia Teresa Thomas Timothy Toby Tracy Ulrich Una Ursula Vincent Violet Virginia
-Vivian Warren Wilfred William Winifred Yasmin Yvonne
-"""
 _FIRST = words(
     """
 B Br C Ch D Dr F G Gr H J K Kl L M N P Pr R S Sh St T Th Tr V W Z
@@ -121,7 +99,7 @@ SUBJECTS = ("history", "music", "physics", "drawing", "spelling", "geography", "
 WEEKDAYS = SAMPLE_DAYS[2:]
 MONTHS = tuple(calendar.month_name[1:])
 _HELD_OUT = {name for split in ("valid", "test") for name in sample_names(split)}
-NAMES = tuple(name for name in _GIVEN.split() if name not in _HELD_OUT)
+NAMES = tuple(name for name in GIVEN_NAMES if name not in _HELD_OUT)
 """Given names; none that the bundled validation or test rows ask about."""
 
 _ONES = words(

@@ -22,7 +22,7 @@ KEYS = {
     "list": ["action", "day", "after", "before"],
     "find": ["action", "with", "day"],
 }
-DIGEST = "a6bbb8e746bbf91c975fc15b19190ebb1c9610382881d11778e2f9f0859516d4"
+DIGEST = "caf7d54ab08ef3b3865488a4692eec2f5ed6400a5031ebb495d8b85e4fe209a0"
 
 
 def said(row: dict, role: str) -> list[str]:
