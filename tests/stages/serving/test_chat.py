@@ -26,7 +26,8 @@ def text_of(chunks: list[Any]) -> str:
 
 
 def solo(model, adapter, words: str, max_tokens: int) -> str:
-    """Return the likeliest answer as mlx-lm alone finds it, one conversation, one token a time."""
+    """Return the likeliest answer as mlx-lm alone finds it, one conversation, one token a time,
+    without the special tokens that a model of random weights may say."""
     path = str(adapter.directory) if adapter else None
     network, tokenizer = load(str(model.directory), adapter_path=path)
     prompt = tokenizer.apply_chat_template(live.user(words), add_generation_prompt=True)
@@ -35,7 +36,7 @@ def solo(model, adapter, words: str, max_tokens: int) -> str:
         if token in tokenizer.eos_token_ids:
             break
         tokens.append(token)
-    return tokenizer.decode(tokens)
+    return tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 def test_eight_threads_get_what_each_model_says_alone(server, served_model, served_adapter) -> None:
