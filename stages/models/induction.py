@@ -1,9 +1,9 @@
 """Induction heads in a fresh Llama: heads that look for what followed the same token before.
 
-A small model finds them only after tens of millions of tokens (Olsson et al. 2022,
-arXiv 2209.11895), and cannot repeat a name until it has. Here training starts with a circuit of
-them instead of noise, in the spirit of mimetic initialization (Trockman and Kolter 2023,
-arXiv 2305.09828); it is free to change every number of it.
+A model finds them by itself only after much text (Olsson et al. 2022, arXiv 2209.11895; the
+embedded one had not after 8.6 million tokens), and cannot repeat a name until it has. Here training
+starts with a circuit of them instead of noise, in the spirit of mimetic initialization (Trockman and
+Kolter 2023, arXiv 2305.09828); it is free to change every number of it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ def adapter(directory: Path, weights: bytes = b"weights") -> Path:
     return directory
 
 
-def trained(outputs: Path, stamp: str, path: str = "tiny", init_seed: int | None = None) -> Path:
+def trained(
+    outputs: Path, stamp: str, path: str = "tiny", init_seed: int | None = None, **model: str
+) -> Path:
     """Write a run that trained, with its adapter in the store."""
     stored = adapter(outputs / "store/train" / stamp)
     directory = outputs / "runs/default" / stamp
@@ -31,7 +33,7 @@ def trained(outputs: Path, stamp: str, path: str = "tiny", init_seed: int | None
     (directory / "train").symlink_to(stored)
     fields = {
         "format": 1, "status": "succeeded", "name": "default", "config_digest": "",
-        "config": {"model": {"init_seed": init_seed}},
+        "config": {"model": {"init_seed": init_seed, **model}},
         "started": "", "stages": {"train": {"status": "ran"}}, "metrics": {}, "environment": {},
         "model": {"path": path, "kind": "tiny", "commit": None, "key": None},
     }  # fmt: skip
@@ -68,6 +70,9 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     drawn = trained(tmp_path, "20260102-000000", init_seed=4)
     with pytest.raises(Refused, match="init_seed 4 there, None here"):
         find(tmp_path, str(drawn))
+    laid = trained(tmp_path, "20260103-000000", init="induction")
+    with pytest.raises(Refused, match="init 'induction' there, 'normal' here"):
+        find(tmp_path, str(laid))
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
