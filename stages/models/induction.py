@@ -2,7 +2,7 @@
 
 A model finds them by itself only after much text (Olsson et al. 2022, arXiv 2209.11895; the
 embedded one had not after 8.6 million tokens), and cannot repeat a name until it has. Here training
-starts with a circuit of them instead of noise, in the spirit of mimetic initialization (Trockman and
+starts with a circuit of them instead of noise, as mimetic initialization does (Trockman and
 Kolter 2023, arXiv 2305.09828); it is free to change every number of it.
 """
 
