@@ -84,6 +84,7 @@ Tanya Tariq Ted Terence Thelma Thora Tilda Tobias Todd Tony Travis Trevor Trista
 Vanya Verena Veronica Vikram Wallace Wayne Wesley Wilma Xenia Yannick Yolanda Yuri Zach Zelda Zita
 """
 )
+"""Given names that the generated text of pretraining does not use."""
 
 _NAMES = {
     "train": ("Anna", "Ben", "Carla", "Daniel", "Emma", "Felix", "Grace", "Hugo", "Ines", "Jack",
@@ -100,16 +101,17 @@ _NAMES = {
              "Joel", "Lena", "Marta", "Nelson", "Rita", "Silas", "Vanessa"),
 }  # fmt: skip
 
+HELD_OUT_NAMES = frozenset(_NAMES["valid"] + _NAMES["test"])
 _HELD_OUT_MINUTES = {"valid": (20, 55, 85, 100), "test": (40, 75, 110, 115)}
 
 
+@cache
 def names(split: str) -> tuple[str, ...]:
     """Return the people of a split: in train so many that none of them is worth remembering."""
     if split != "train":
         return _NAMES[split]
-    held_out = {name for part in ("valid", "test") for name in _NAMES[part]}
-    more = [name for name in (*GIVEN_NAMES, *_MORE_NAMES) if name not in held_out]
-    return tuple(dict.fromkeys((*_NAMES["train"], *more)))
+    every = (*_NAMES["train"], *GIVEN_NAMES, *_MORE_NAMES)
+    return tuple(name for name in dict.fromkeys(every) if name not in HELD_OUT_NAMES)
 
 
 def durations(split: str) -> tuple[int, ...]:

@@ -7,8 +7,7 @@ from datetime import date, timedelta
 from random import Random
 
 from stages.data.samples.vocabulary import DAYS as SAMPLE_DAYS
-from stages.data.samples.vocabulary import GIVEN_NAMES, words
-from stages.data.samples.vocabulary import names as sample_names
+from stages.data.samples.vocabulary import GIVEN_NAMES, HELD_OUT_NAMES, words
 
 _FIRST = words(
     """
@@ -98,8 +97,7 @@ SUBJECTS = ("history", "music", "physics", "drawing", "spelling", "geography", "
             "reading", "biology", "grammar", "mathematics")  # fmt: skip
 WEEKDAYS = SAMPLE_DAYS[2:]
 MONTHS = tuple(calendar.month_name[1:])
-_HELD_OUT = {name for split in ("valid", "test") for name in sample_names(split)}
-NAMES = tuple(name for name in GIVEN_NAMES if name not in _HELD_OUT)
+NAMES = tuple(name for name in GIVEN_NAMES if name not in HELD_OUT_NAMES)
 """Given names; none that the bundled validation or test rows ask about."""
 
 _ONES = words(
@@ -124,7 +122,7 @@ def person(random: Random) -> str:
         last = random.choice(_LAST)
         vowel = "" if middle or last[0] not in "aeiouy" else random.choice(_MIDDLE)
         made = random.choice(_FIRST) + middle + (f"{vowel}{random.choice(_NEXT)}" if vowel else "")
-        if made + last not in _HELD_OUT:
+        if made + last not in HELD_OUT_NAMES:
             return made + last
 
 
