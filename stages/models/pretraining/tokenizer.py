@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Their ids are 0, 1 and 2: padding, and what stands around every turn."""
@@ -20,10 +20,18 @@ _GENERATED_PART = 4
 
 
 def train(texts: Iterator[str]) -> Tokenizer:
-    """Train a byte-level BPE; digits stay single, so that numbers are spelled out."""
+    """Train a byte-level BPE.
+
+    Digits stay single, so that numbers are spelled out. A space before a capital is a token of its
+    own: a name has the same tokens after a space as after a quote, and can be copied as it stands.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+        [
+            pre_tokenizers.Split(Regex(r" (?=\p{Lu})"), "isolated"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

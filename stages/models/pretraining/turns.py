@@ -7,6 +7,7 @@ from collections.abc import Callable
 from random import Random
 
 from stages.models.pretraining import vocabulary as v
+from stages.models.pretraining.desks import visit
 from stages.models.pretraining.extraction import exchange
 
 Talk = tuple[str | None, list[tuple[str, str]]]
@@ -105,7 +106,6 @@ def _about(random: Random) -> Talk:
     return None, [random.choice((
         (f"Hello, my name is {name}.", f"Hello {name}, how can I help you?"),
         (f"I am {name}. Who are you?", f"Hello {name}. I am a small language model."),
-        ("Thank you.", "You are welcome."),
         (f"What is {v.article(animal)}?", f"{v.article(animal).capitalize()} is an animal."),
         (f"Is {v.article(thing)} an animal?", f"No, {v.article(thing)} is a thing."),
         (f"Who works as {v.article(job)}?", f"{v.article(job).capitalize()} does."),
@@ -116,6 +116,6 @@ def _about(random: Random) -> Talk:
 
 
 _KINDS: tuple[Callable[[Random], Talk], ...] = (
-    _extraction, _reading, _repeat, _sums, _calendar, _about
+    visit, _extraction, _reading, _repeat, _sums, _calendar, _about
 )  # fmt: skip
-_WEIGHTS = (50, 17, 15, 6, 6, 6)
+_WEIGHTS = (42, 26, 10, 12, 3, 3, 4)

@@ -11,9 +11,11 @@ from random import Random
 import pytest
 from transformers import AutoTokenizer
 
+from stages.data.samples import talk, wordings
 from stages.data.samples.vocabulary import names
 from stages.inputs import EMBEDDED
 from stages.models.pretraining import turns, vocabulary
+from stages.models.pretraining.desks import visit
 from stages.models.pretraining.extraction import exchange
 from stages.models.pretraining.generated import texts
 from stages.models.pretraining.sentences import paragraph
@@ -22,7 +24,7 @@ from stages.models.pretraining.sentences import paragraph
 def test_same_seed_same_text_on_every_machine() -> None:
     made = list(texts(100_000))
     digest = hashlib.sha256("\n".join(made).encode()).hexdigest()
-    assert digest == "09bdd7b678824792d6a26d78bd5b199dc3f2a2521876133fb7116b7eb455e5ce"
+    assert digest == "54494957897feb851ed9b3a7efbde8dced62ecdec4e56c483b48801f916939ef"
     assert made != list(texts(100_000, seed=8))
 
 
@@ -35,6 +37,41 @@ def test_no_name_of_the_bundled_held_out_rows_is_said() -> None:
     said = {word for text in texts(2_000_000) for word in re.findall(r"\w+", text)}
     assert held_out.isdisjoint(said)
     assert set(vocabulary.NAMES) <= said
+
+
+def plain(words: str) -> str:
+    return re.sub(r"[^a-z0-9 {}_]", "", words.lower())
+
+
+def test_no_wording_of_the_bundled_held_out_rows_is_said() -> None:
+    """Whatever stands in its slots, and without regard to capitals and punctuation."""
+    requests = [wordings.CREATE, wordings.MOVE, wordings.CANCEL, wordings.LIST, wordings.FIND]
+    around = [talk.OTHER_TIME, talk.OTHER_DAY, talk.TAKE_BACK, talk.THANKS]
+    replies = [*talk.NAMED.values(), *talk.TALK.values()]
+    templates = [words for kind in (*requests, *around, *replies)
+                 for split in ("valid", "test") for words in kind[split]]  # fmt: skip
+    random = Random(4)
+    users = r"<\|im_start\|>user\n(.*?)<\|im_end\|>"
+    said = "\n".join(plain(message) for _ in range(20_000)
+                     for message in re.findall(users, turns.conversation(random)))  # fmt: skip
+    for template in templates:
+        pattern = re.sub(r"\{\w+\}", r"[^\\n]+?", plain(template))
+        assert not re.search(f"^{pattern}$", said, re.MULTILINE), template
+
+
+def test_what_a_desk_writes_down_was_said() -> None:
+    random, found = Random(5), 0
+    for _ in range(500):
+        _, said = visit(random)
+        heard = ""
+        for message, answer in said:
+            heard += message + "\n"
+            if answer.startswith("{"):
+                found += 1
+                # The first key, or what it says, is the kind of request.
+                for value in list(json.loads(answer).values())[1:]:
+                    assert value is None or str(value).lower() in heard.lower(), (heard, answer)
+    assert found > 500
 
 
 def test_what_json_says_was_said_in_the_message() -> None:
