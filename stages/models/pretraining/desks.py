@@ -162,7 +162,7 @@ def visit(random: Random) -> tuple[str | None, list[tuple[str, str]]]:
 
 
 def _talk(random: Random, desk: Desk, me: str) -> list[tuple[str, str]]:
-    kind = random.choice((*p.TALK, "else", "else"))
+    kind = random.choice((*p.TALK, "else"))
     slots = {
         "me": me,
         "who": v.person(random),
@@ -218,7 +218,7 @@ def _sentence(said: str, slots: dict[str, Any]) -> str:
 
 
 def _slots(random: Random, desk: Desk, me: str) -> dict[str, Any]:
-    item = random.choice(desk.items)
+    item = v.compound(random) if random.random() < 0.5 else random.choice(desk.items)
     for name, words in _LISTS.items():
         item = item.replace(name, random.choice(words))
     day, other = random.sample(DAYS, 2)

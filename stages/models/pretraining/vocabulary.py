@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from random import Random
 
 from stages.data.samples.vocabulary import DAYS as SAMPLE_DAYS
-from stages.data.samples.vocabulary import GIVEN_NAMES, HELD_OUT_NAMES, words
+from stages.data.samples.vocabulary import GIVEN_NAMES, HELD_OUT_NAMES, names, words
 
 _FIRST = words(
     """
@@ -92,6 +92,13 @@ rich round sad safe sharp short shy silly simple slow small soft strong sweet ta
 tidy tiny tired warm weak wet wide wild wise young
 """
 )
+_AFFAIRS = words(
+    """
+booking class club course day delivery dinner exam fair game hour interview lesson match meeting
+night order party practice race repair review ride round sale service session show swap talk test
+tour trip viewing visit walk workshop
+"""
+)
 WEATHER = ("rain", "snow", "sunshine", "fog", "wind", "storms", "clouds", "frost", "hail")
 SUBJECTS = ("history", "music", "physics", "drawing", "spelling", "geography", "chemistry",
             "reading", "biology", "grammar", "mathematics")  # fmt: skip
@@ -99,6 +106,11 @@ WEEKDAYS = SAMPLE_DAYS[2:]
 MONTHS = tuple(calendar.month_name[1:])
 NAMES = tuple(name for name in GIVEN_NAMES if name not in HELD_OUT_NAMES)
 """Given names; none that the bundled validation or test rows ask about."""
+
+_BEGINNINGS, _ENDINGS = (
+    tuple(sorted({name[cut] for name in names("train") for cut in cuts if len(name) > 4}))
+    for cuts in ([slice(n) for n in (1, 2, 3, 4)], [slice(-n, None) for n in (1, 2, 3, 4)])
+)
 
 _ONES = words(
     """
@@ -114,16 +126,31 @@ twenty thirty forty fifty sixty seventy eighty ninety
 
 
 def person(random: Random) -> str:
-    """Return a name, two times in five one that no list holds, so that it must be copied."""
-    if random.random() < 0.6:
+    """Return a name, seven times in ten one that no list holds, so that it must be copied."""
+    kind = random.random()
+    if kind < 0.3:
         return random.choice(NAMES)
     while True:
-        middle = random.choice(_MIDDLE) + random.choice(_NEXT) if random.random() < 0.6 else ""
-        last = random.choice(_LAST)
-        vowel = "" if middle or last[0] not in "aeiouy" else random.choice(_MIDDLE)
-        made = random.choice(_FIRST) + middle + (f"{vowel}{random.choice(_NEXT)}" if vowel else "")
-        if made + last not in HELD_OUT_NAMES:
-            return made + last
+        made = _spliced(random) if kind < 0.9 else _syllables(random)
+        if made not in HELD_OUT_NAMES:
+            return made
+
+
+def _spliced(random: Random) -> str:
+    """Return how one name begins and another ends, every beginning and ending as often as another.
+
+    So that each of the letter groups that a name may be made of has been copied many times.
+    """
+    return random.choice(_BEGINNINGS) + random.choice(_ENDINGS)
+
+
+def _syllables(random: Random) -> str:
+    middle = random.choice(_MIDDLE) + random.choice(_NEXT) if random.random() < 0.6 else ""
+    last = random.choice(_LAST)
+    vowel = "" if middle or last[0] not in "aeiouy" else random.choice(_MIDDLE)
+    return (
+        random.choice(_FIRST) + middle + (f"{vowel}{random.choice(_NEXT)}" if vowel else "") + last
+    )
 
 
 def people(random: Random, count: int) -> list[str]:
@@ -144,6 +171,12 @@ def word(random: Random) -> str:
     """Return any of the words."""
     kinds = (THINGS, ANIMALS, FOODS, PLACES, COLOURS, ADJECTIVES, WEEKDAYS, CITIES)
     return random.choice(random.choice(kinds))
+
+
+def compound(random: Random) -> str:
+    """Return two words that no list holds together."""
+    first = (THINGS, ANIMALS, FOODS, PLACES, COLOURS, ADJECTIVES, JOBS)
+    return f"{random.choice(random.choice(first))} {random.choice(_AFFAIRS)}"
 
 
 def number(random: Random) -> str:

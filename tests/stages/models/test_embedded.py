@@ -15,6 +15,7 @@ from mlx import nn
 
 from stages.artifacts import BaseModel
 from stages.data.samples import rows
+from stages.data.samples.vocabulary import names
 from stages.inputs import EMBEDDED
 from stages.models.loading import load_model
 from stages.models.tokenizer import load_tokenizer, stop_token_ids
@@ -71,6 +72,14 @@ def test_every_text_survives_the_tokenizer(tokenizer, text):
     """Byte-level: decoding the ids of any text gives the text, and no text makes special tokens."""
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("name", [name for split in ("train", "test") for name in names(split)])
+def test_a_name_is_split_alike_wherever_it_stands(tokenizer, name):
+    """After a space, a quote and a line break, so that it can be copied token by token."""
+    alone = tokenizer.tokenize(name)
+    for before in (" with ", '"with":"', "\n"):
+        assert tokenizer.tokenize(before + name)[-len(alone) :] == alone
 
 
 def test_bundled_conversations_are_short(tokenizer):
