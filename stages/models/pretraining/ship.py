@@ -72,6 +72,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=EMBEDDED)
     given = parser.parse_args()
+    for name in ("first", "run"):
+        if not (getattr(given, name) / "run.json").is_file():
+            parser.error(f"--{name}: {getattr(given, name)} is no folder of a run: no run.json")
     first, record = (json.loads((run / "run.json").read_text(encoding="utf-8"))
                      for run in (given.first, given.run))  # fmt: skip
     lacking = [name for name in ("train", "merge", "evaluate") if not (given.run / name).exists()]
