@@ -84,7 +84,7 @@ Tanya Tariq Ted Terence Thelma Thora Tilda Tobias Todd Tony Travis Trevor Trista
 Vanya Verena Veronica Vikram Wallace Wayne Wesley Wilma Xenia Yannick Yolanda Yuri Zach Zelda Zita
 """
 )
-"""Given names that the generated text of pretraining takes parts of alone."""
+"""Given names that the generated text of pretraining takes beginnings and endings of alone."""
 
 _NAMES = {
     "train": ("Anna", "Ben", "Carla", "Daniel", "Emma", "Felix", "Grace", "Hugo", "Ines", "Jack",

@@ -24,7 +24,7 @@ class Desk:
     """For each act the keys of its JSON, `key=slot`; a value in quotes stands for itself."""
     replies: dict[str, str]
     """What it says to talk that is no request; {me} is its name, {who} the user's."""
-    lower: bool = True
+    lower: bool
     """Whether days are written in small letters."""
 
 
@@ -100,7 +100,7 @@ _FORMS = (
         "seek": "request='when' visitor=who day=day",
     },
 )
-"""None has an action or the keys of the bundled conversations."""
+"""None has an action of the bundled conversations; `day` and `time` are keys of theirs, too."""
 
 
 def _desk(number: int, about: str, *items: str) -> Desk:

@@ -4,7 +4,8 @@
 of the patterns that stand in many. Slots: {item} `violin lesson`, {a_item} with its article, {who}
 a name, {day} `Friday`, {on_day} `on Friday` or `today`, {days} `Friday's`, {other} and {on_other}
 another day, {time} and {end} clock times, {span} what lies after, before or between them, {minutes}
-a length, {me} who is asked.
+a length, {me} who is asked; with a capital, {Day}, they begin a sentence. Talk has {city}, {animal}
+with its article, {food}, and {please}, which ends a sentence.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import re
 from random import Random
 
-_COMMON = {
+COMMON = {
     "<lead>": "[|||Please |Hi, |Hello, |Hey {me}, |Hello {me}, |Good morning, ]",
     "<with>": "[ with {who}|]",
     "<long>": "[{minutes} minutes|{minutes} minutes in all|about {minutes} minutes|{minutes} min]",
@@ -231,7 +232,7 @@ _PART = re.compile(r"\[([^\[\]]*)\]")
 
 def said(pattern: str, random: Random) -> str:
     """Return one of the sentences a pattern stands for, its slots still open."""
-    for name, part in _COMMON.items():
+    for name, part in COMMON.items():
         pattern = pattern.replace(name, part)
     while "[" in pattern:
         pattern = _PART.sub(lambda found: random.choice(found[1].split("|")), pattern)

@@ -72,14 +72,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=EMBEDDED)
     given = parser.parse_args()
-    for name in ("first", "run"):
-        if not (getattr(given, name) / "run.json").is_file():
-            parser.error(f"--{name}: {getattr(given, name)} is no folder of a run: no run.json")
+    for run, parts in ((given.first, ("train",)), (given.run, ("train", "merge", "evaluate"))):
+        lacking = [part for part in ("run.json", *parts) if not (run / part).exists()]
+        if lacking:
+            parser.error(f"{run}: no run with {' and '.join(lacking)}")
     first, record = (json.loads((run / "run.json").read_text(encoding="utf-8"))
                      for run in (given.first, given.run))  # fmt: skip
-    lacking = [name for name in ("train", "merge", "evaluate") if not (given.run / name).exists()]
-    if lacking:
-        parser.error(f"--run: {given.run} has no {' and no '.join(lacking)}")
     shutil.copyfile(given.run / "merge" / _WEIGHTS, given.out / _WEIGHTS)
     shutil.copyfile(given.run / "train" / _CURVE, given.out / _CURVE)
     shutil.copyfile(given.first / "train" / _CURVE, given.out / _FIRST_CURVE)

@@ -126,7 +126,7 @@ twenty thirty forty fifty sixty seventy eighty ninety
 
 
 def person(random: Random) -> str:
-    """Return a name, seven times in ten one that no list holds, so that it must be copied."""
+    """Return a name, seven times in ten one that is made up, so that it must be copied."""
     kind = random.random()
     if kind < 0.3:
         return random.choice(NAMES)
@@ -174,7 +174,7 @@ def word(random: Random) -> str:
 
 
 def compound(random: Random) -> str:
-    """Return two words that no list holds together."""
+    """Return two words that hardly any list holds together."""
     first = (THINGS, ANIMALS, FOODS, PLACES, COLOURS, ADJECTIVES, JOBS)
     return f"{random.choice(random.choice(first))} {random.choice(_AFFAIRS)}"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Iterator
 from datetime import date
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -14,7 +16,7 @@ from transformers import AutoTokenizer
 from stages.data.samples import talk, wordings
 from stages.data.samples.vocabulary import names
 from stages.inputs import EMBEDDED
-from stages.models.pretraining import turns, vocabulary
+from stages.models.pretraining import phrases, turns, vocabulary
 from stages.models.pretraining.desks import visit
 from stages.models.pretraining.extraction import exchange
 from stages.models.pretraining.generated import texts
@@ -43,35 +45,99 @@ def plain(words: str) -> str:
     return re.sub(r"[^a-z0-9 {}_]", "", words.lower())
 
 
-def test_no_wording_of_the_bundled_held_out_rows_is_said() -> None:
-    """Whatever stands in its slots, and without regard to capitals and punctuation."""
+def held_out_wordings() -> list[str]:
     requests = [wordings.CREATE, wordings.MOVE, wordings.CANCEL, wordings.LIST, wordings.FIND]
     around = [talk.OTHER_TIME, talk.OTHER_DAY, talk.TAKE_BACK, talk.THANKS]
     replies = [*talk.NAMED.values(), *talk.TALK.values()]
-    templates = [words for kind in (*requests, *around, *replies)
-                 for split in ("valid", "test") for words in kind[split]]  # fmt: skip
+    return [words for kind in (*requests, *around, *replies)
+            for split in ("valid", "test") for words in kind[split]]  # fmt: skip
+
+
+def found_in(said: Iterable[str]) -> set[str]:
+    """Return the held-out wordings that are said, whatever stands in their slots.
+
+    Capitals and punctuation do not count, and the name of the assistant is that of any desk.
+    """
+    lines = "\n".join(plain(each) for each in said)
+    slots = ((r"\{name\}", r"\\S+"), ("pip", "{me}"), (r"\{(?!me)\w+\}", r"[^\\n]+?"))
+    patterns = {}
+    for words in held_out_wordings():
+        patterns[words] = plain(words)
+        for slot, anything in slots:
+            patterns[words] = re.sub(slot, anything, patterns[words])
+    return {words for words, pattern in patterns.items()
+            if re.search(f"^{pattern}$", lines, re.MULTILINE)}  # fmt: skip
+
+
+def expanded(pattern: str) -> Iterator[str]:
+    """Yield every sentence that a pattern of `phrases` stands for."""
+    part = re.search(r"\[([^\[\]]*)\]", pattern)
+    if part is None:
+        yield pattern
+        return
+    for words in part[1].split("|"):
+        yield from expanded(pattern[: part.start()] + words + pattern[part.end() :])
+
+
+def test_no_wording_of_the_bundled_held_out_rows_is_said() -> None:
+    """None of a desk's sentences, and none of a sample of conversations, but for two greetings."""
+    asked = [pattern.replace("{Span}", "{span}").replace("{span}", span)
+             for pattern in phrases.ASK for span in phrases.SPANS]  # fmt: skip
+    others = [*phrases.BOOK, *phrases.MOVE, *phrases.CANCEL, *phrases.SEEK, *phrases.OTHER_TIME,
+              *phrases.OTHER_DAY, *phrases.TAKE_BACK]  # fmt: skip
+    small = [pattern for kind in phrases.TALK.values() for pattern in kind]
+    every = [*asked, *others, *small]
+    for name, words in phrases.COMMON.items():
+        every = [pattern.replace(name, words) for pattern in every]
+    sentences = {sentence for pattern in every for sentence in expanded(pattern)}
+    assert len(sentences) > 5000
+    assert found_in(sentences) == {"Hello Pip.", "Thanks, Pip."}
     random = Random(4)
     users = r"<\|im_start\|>user\n(.*?)<\|im_end\|>"
-    said = "\n".join(plain(message) for _ in range(20_000)
-                     for message in re.findall(users, turns.conversation(random)))  # fmt: skip
-    for template in templates:
-        pattern = re.sub(r"\{\w+\}", r"[^\\n]+?", plain(template))
-        assert not re.search(f"^{pattern}$", said, re.MULTILINE), template
+    said = (message for _ in range(20_000)
+            for message in re.findall(users, turns.conversation(random)))  # fmt: skip
+    assert found_in(said) == set()
 
 
-def test_what_a_desk_writes_down_was_said() -> None:
+def test_a_desk_writes_down_what_was_said() -> None:
+    """Days, clock times and names of a request are those of its JSON, and in the same order."""
     random, found = Random(5), 0
+    days = "|".join((*vocabulary.WEEKDAYS, "today", "tomorrow"))
     for _ in range(500):
-        _, said = visit(random)
-        heard = ""
-        for message, answer in said:
-            heard += message + "\n"
-            if answer.startswith("{"):
-                found += 1
-                # The first key, or what it says, is the kind of request.
-                for value in list(json.loads(answer).values())[1:]:
-                    assert value is None or str(value).lower() in heard.lower(), (heard, answer)
-    assert found > 500
+        message, answer = visit(random)[1][0]
+        if answer.startswith("{"):
+            found += 1
+            for pattern in (r"\d\d:\d\d", rf"(?i:\b(?:{days})\b)"):
+                heard, written = (list(dict.fromkeys(re.findall(pattern, text.lower())))
+                                  for text in (message, answer))  # fmt: skip
+                assert heard == written, (message, answer)
+            for name in re.findall(r" (?:with|meet|told) ([A-Z]\w+)", message):
+                assert f':"{name}"' in answer, (message, answer)
+            for minutes in re.findall(r"(\d+) min", message):
+                assert re.search(rf":{minutes}\b[,}}]", answer), (message, answer)
+    assert found > 300
+
+
+def test_a_second_thought_changes_what_was_booked() -> None:
+    """The same time on another day, another time on the same day, or neither any more."""
+    random, found = Random(6), set()
+    for _ in range(2000):
+        said = visit(random)[1]
+        for (first, booked), (second, changed) in pairwise(said):
+            if re.match(r"(Move|Push|Change) it to \w*(day|tomorrow)", second):
+                times = [re.findall(r"\d\d:\d\d", text) for text in (first, changed)]
+                assert times[0] == times[1], (first, second, changed)
+                found.add("day")
+            elif re.search(r"^\d\d:\d\d (is better|would be right)", second):
+                assert re.findall(r"\d\d:\d\d", changed) == [second[:5]]
+                found.add("time")
+            elif second.startswith("I changed my mind"):
+                item, *_ = (value for value in json.loads(changed).values()
+                            if value and value in first.lower())  # fmt: skip
+                assert item in booked
+                assert not re.search(r"\d", changed)
+                found.add("off")
+    assert found == {"day", "time", "off"}
 
 
 def test_what_json_says_was_said_in_the_message() -> None:
