@@ -24,7 +24,7 @@ from stages.data.samples.vocabulary import (
     times,
 )
 
-SIZES = {"train": 1400, "valid": 120, "test": 120}
+SIZES = {"train": 1600, "valid": 120, "test": 120}
 """Rows of each split."""
 
 Turns = list[str]

@@ -22,7 +22,7 @@ KEYS = {
     "list": ["action", "day", "after", "before"],
     "find": ["action", "with", "day"],
 }
-DIGEST = "caf7d54ab08ef3b3865488a4692eec2f5ed6400a5031ebb495d8b85e4fe209a0"
+DIGEST = "ba4f48d8db0424aaf74de6373000e53083e8b4976177a82f48ccdc3de2cab782"
 
 
 def said(row: dict, role: str) -> list[str]:
