@@ -39,7 +39,8 @@ def words(command: str) -> list[str]:
     _, *given = shlex.split(command)
     if given[:2] == ["-m", "pipeline"]:
         # run= brings its own configuration, and a repeated key counts where it stands last.
-        given[2:2] = SHORT
+        # Of two steps at the smallest rates of a search, bfloat16 keeps too little: merge refuses.
+        given[2:2] = (*SHORT, "merge.dtype=float32") if "-m" in given[2:] else SHORT
     return [sys.executable, *given]
 
 
