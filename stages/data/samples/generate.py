@@ -18,6 +18,7 @@ from stages.data.samples.vocabulary import (
     WITHOUT_ARTICLE,
     durations,
     names,
+    on_day,
     pairs,
     pick,
     shuffled,
@@ -126,16 +127,12 @@ def _event(
     slots = {
         "title": title, "name": name, "a_title": article + title,
         "what": what, "What": what[0].upper() + what[1:], "a_what": article + what,
-        "day": day, "Day": day.capitalize(), "on_day": _on(day),
+        "day": day, "Day": day.capitalize(), "on_day": on_day(day),
         "days": f"{day}'s", "Days": f"{day.capitalize()}'s",
-        "other": other, "on_other": _on(other),
+        "other": other, "on_other": on_day(other),
         "time": time, "end": end, "minutes": pick(durations(split), *draw, "minutes"),
     }  # fmt: skip
     return template.format(**slots), slots
-
-
-def _on(day: str) -> str:
-    return day if day in ("today", "tomorrow") else f"on {day}"
 
 
 def _created(slots: Slots) -> str:

@@ -114,6 +114,11 @@ def names(split: str) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(every) if name not in HELD_OUT_NAMES)
 
 
+def on_day(day: str) -> str:
+    """Return `on Friday`, but `today` and `tomorrow` as they are."""
+    return day if day in DAYS[:2] else f"on {day}"
+
+
 def durations(split: str) -> tuple[int, ...]:
     """Return the lengths of a split, in minutes."""
     if split != "train":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from stages.data.samples.vocabulary import DAYS
+from stages.data.samples.vocabulary import DAYS, on_day
 from stages.models.pretraining import phrases as p
 from stages.models.pretraining import vocabulary as v
 
@@ -225,8 +225,8 @@ def _slots(random: Random, desk: Desk, me: str) -> dict[str, Any]:
     time, end = sorted((v.clock(random), v.clock(random)))
     slots = {
         "item": item, "a_item": v.article(item), "who": v.person(random), "me": me,
-        "day": day, "on_day": _on(day), "days": f"{day}'s", "other": other,
-        "on_other": _on(other), "time": time, "end": end,
+        "day": day, "on_day": on_day(day), "days": f"{day}'s", "other": other,
+        "on_other": on_day(other), "time": time, "end": end,
         "minutes": random.randrange(5, 200, random.choice((5, 5, 1))),
     }  # fmt: skip
     return slots | {
@@ -236,10 +236,6 @@ def _slots(random: Random, desk: Desk, me: str) -> dict[str, Any]:
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def _on(day: str) -> str:
-    return day if day in DAYS[:2] else f"on {day}"
 
 
 def _json(desk: Desk, act: str, values: dict[str, Any]) -> str:
